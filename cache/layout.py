@@ -1,0 +1,61 @@
+"""Which files are a cache's own, and which folders a builder may claim."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from .card import CARD_NAME
+from .errors import CacheError
+from .files import TEMPORARY, Folder
+from .lock import LOCK_NAME
+from .manifest import MANIFEST_NAME, Manifest, identity_differences, read_manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def shard_name(index: int) -> str:
+    """Name of a shard's file: `pairs-00000.parquet`."""
+    return f"pairs-{index:05d}.parquet"
+
+
+def is_ours(name: str) -> bool:
+    """Whether a file of this name in a cache's folder is the cache's own."""
+    stem = name.removesuffix(TEMPORARY)
+    return (
+        stem in (MANIFEST_NAME, CARD_NAME)
+        or name == LOCK_NAME
+        or bool(re.fullmatch(r"pairs-\d{5,}\.parquet", stem))
+    )
+
+
+def refuse_foreign(folder: Folder, overwrite: bool) -> None:
+    """Refuse a folder with files that are not a cache's, before anything is written into it."""
+    if folder.path.exists() and not folder.path.is_dir():
+        raise CacheError(f"{folder.path} is a file: choose another --out")
+    names = folder.names()
+    if MANIFEST_NAME in names:
+        if not overwrite:
+            read_manifest(folder)
+        return
+    foreign = [name for name in names if not is_ours(name)]
+    shards = [name for name in names if name.endswith(".parquet")]
+    if foreign or CARD_NAME in names or (shards and not overwrite):
+        example = (foreign or shards or [CARD_NAME])[0]
+        raise CacheError(
+            f"{folder.path} is not empty and not a cache (it holds {example}): choose another --out"
+        )
+
+
+def refuse_other(path: Path, there: Manifest, asked: Manifest) -> None:
+    """Refuse to go on with a cache of something else, and say where the two differ."""
+    differences = identity_differences(
+        there.identity | {"source_rows": there.source_rows, "shard_rows": there.shard_rows},
+        asked.identity | {"source_rows": asked.source_rows, "shard_rows": asked.shard_rows},
+    )
+    if differences:
+        raise CacheError(
+            f"{path} holds another cache: {'; '.join(differences)}. "
+            "Choose another --out, or replace it with --overwrite"
+        )

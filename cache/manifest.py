@@ -1,0 +1,284 @@
+"""The manifest: what a cache holds, where it came from, and which shards are finished."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import CacheError
+from .files import is_plain_name, write_all
+from .schema import FORMAT, FORMAT_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from .files import Folder
+
+MANIFEST_NAME = "manifest.json"
+FIRST_ROWS = 10
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Rows of the source data left out for one reason: how many, and the first few row numbers."""
+
+    count: int
+    first_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One entry of the ledger: a finished shard.
+
+    Attributes:
+        file: name of the Parquet file, None where every row of the shard was skipped.
+        index: place of the shard among the shards.
+        source_rows: the rows of the source data it covers, from and up to (exclusive).
+        rows: pairs kept.
+        prompt_tokens, completion_tokens: tokens in them; completion tokens count both sides.
+        bytes, sha256: size and checksum of the file.
+        skipped: reason -> rows left out.
+
+    """
+
+    file: str | None
+    index: int
+    source_rows: tuple[int, int]
+    rows: int
+    prompt_tokens: int
+    completion_tokens: int
+    bytes: int
+    sha256: str
+    skipped: dict[str, Skipped] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The content of `manifest.json`. Totals are derived from the ledger, never kept beside it."""
+
+    identity: dict[str, Any]
+    provenance: dict[str, Any]
+    source_rows: int
+    shard_rows: int
+    shards: list[Shard] = field(default_factory=list)
+    complete: bool = False
+
+    @property
+    def shard_count(self) -> int:
+        """Shards of the finished cache."""
+        return -(-self.source_rows // self.shard_rows)
+
+    @property
+    def rows(self) -> int:
+        """Pairs kept in the finished shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Prompt tokens in the finished shards."""
+        return sum(shard.prompt_tokens for shard in self.shards)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Completion tokens, of both sides, in the finished shards."""
+        return sum(shard.completion_tokens for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the finished shards' files."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def skipped(self) -> dict[str, Skipped]:
+        """Reason -> rows left out of the finished shards."""
+        counts: Counter[str] = Counter()
+        first: dict[str, tuple[int, ...]] = {}
+        for shard in self.shards:
+            for reason, skipped in shard.skipped.items():
+                counts[reason] += skipped.count
+                first[reason] = (first.get(reason, ()) + skipped.first_rows)[:FIRST_ROWS]
+        return {reason: Skipped(count, first[reason]) for reason, count in sorted(counts.items())}
+
+    def to_json(self) -> str:
+        """Return the text of `manifest.json`."""
+        totals = {
+            "rows": self.rows,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "bytes": self.bytes,
+            "skipped": {reason: skipped.count for reason, skipped in self.skipped.items()},
+        }
+        document = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "complete": self.complete,
+            "identity": self.identity,
+            "provenance": self.provenance,
+            "source_rows": self.source_rows,
+            "shard_rows": self.shard_rows,
+            "totals": totals,
+            "shards": [asdict(shard) for shard in self.shards],
+        }
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a mapping as JSON would give it back (tuples as lists, keys as strings), to compare by.
+
+    Raises:
+        TypeError, ValueError: something in it has no place in JSON.
+
+    """
+    plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    return plain
+
+
+def identity_differences(cached: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Say where two identities differ, a line each: `statistics.k: the cache has 8, you ask for 16`."""
+    have, want = _flat(plain_json(cached)), _flat(plain_json(asked))
+    return [
+        f"{key}: the cache has {have.get(key, 'nothing')}, you ask for {want.get(key, 'nothing')}"
+        for key in sorted(have.keys() | want.keys())
+        if have.get(key) != want.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Map the dotted key of each leaf to its JSON text."""
+    if isinstance(value, dict) and (value or not prefix):
+        leaves: dict[str, str] = {}
+        for key, inner in value.items():
+            leaves |= _flat(inner, f"{prefix}.{key}" if prefix else key)
+        return leaves
+    return {prefix: json.dumps(value, sort_keys=True, ensure_ascii=False)}
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Replace `manifest.json` atomically."""
+    text = manifest.to_json().encode()
+    folder.replace(MANIFEST_NAME, lambda file: write_all(file, text))
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        CacheError: no such folder, no manifest in it, or one that is damaged, of another format, of a newer
+            version, or that names files outside the folder.
+
+    """
+    path = folder.path / MANIFEST_NAME
+    if not folder.exists():
+        found = "is not a folder" if folder.path.exists() else "does not exist"
+        raise CacheError(f"no cache at {folder.path}: it {found}; check --cache or run tdpo cache build")
+    if folder.size(MANIFEST_NAME) is None:
+        raise CacheError(
+            f"{folder.path} is not a cache: it has no {MANIFEST_NAME}; check --cache, or build one"
+        )
+    try:
+        document = json.loads(folder.read(MANIFEST_NAME).decode())
+    except (ValueError, RecursionError) as error:
+        what = str(error).splitlines()[0]
+        raise CacheError(
+            f"{path} is damaged, not JSON ({what}): restore it, or build again with --overwrite"
+        ) from None
+    return _parse(document, path)
+
+
+def _parse(document: Any, path: Path) -> Manifest:
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise CacheError(
+            f'{path} is not the manifest of a cache ("format" is not "{FORMAT}"): check the path'
+        )
+    version = _get(document, "format_version", int, path)
+    if version > FORMAT_VERSION:
+        raise CacheError(
+            f"{path} is of format version {version}, this tdpo reads up to {FORMAT_VERSION}: upgrade tdpo"
+        )
+    manifest = Manifest(
+        identity=_get(document, "identity", dict, path),
+        provenance=_get(document, "provenance", dict, path),
+        source_rows=_count(document, "source_rows", path),
+        shard_rows=_count(document, "shard_rows", path),
+        shards=[_parse_shard(entry, path) for entry in _get(document, "shards", list, path)],
+        complete=_get(document, "complete", bool, path),
+    )
+    if manifest.shard_rows < 1:
+        raise _damaged(path, '"shard_rows" is below 1')
+    indices = [shard.index for shard in manifest.shards]
+    if indices != sorted(set(indices)) or (indices and indices[-1] >= manifest.shard_count):
+        raise _damaged(path, "its shards are out of order, repeated or too many")
+    if manifest.complete and len(indices) != manifest.shard_count:
+        raise _damaged(path, f"it is marked complete with {len(indices)} of {manifest.shard_count} shards")
+    return manifest
+
+
+def _parse_shard(entry: Any, path: Path) -> Shard:
+    if not isinstance(entry, dict):
+        raise _damaged(path, "a shard's entry is not an object")
+    file = entry.get("file")
+    if file is not None and (not isinstance(file, str) or not is_plain_name(file)):
+        raise CacheError(
+            f"{path} names the shard {file!r}, which is not a plain file name inside the folder: "
+            "do not use this cache, unless you know who wrote it"
+        )
+    rows = _count(entry, "rows", path)
+    if file is None and rows:
+        raise _damaged(path, "a shard with rows has no file")
+    span = _get(entry, "source_rows", list, path)
+    if len(span) != 2 or not _whole(span) or span[1] < span[0]:
+        raise _damaged(path, "a shard's source_rows are not two row numbers")
+    sha256 = _get(entry, "sha256", str, path)
+    if file is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise _damaged(path, f"the sha256 of {file} is not 64 hexadecimal digits")
+    return Shard(
+        file=file,
+        index=_count(entry, "index", path),
+        source_rows=(span[0], span[1]),
+        rows=rows,
+        prompt_tokens=_count(entry, "prompt_tokens", path),
+        completion_tokens=_count(entry, "completion_tokens", path),
+        bytes=_count(entry, "bytes", path),
+        sha256=sha256,
+        skipped={
+            reason: _parse_skipped(skipped, path)
+            for reason, skipped in _get(entry, "skipped", dict, path).items()
+        },
+    )
+
+
+def _parse_skipped(entry: Any, path: Path) -> Skipped:
+    if not isinstance(entry, dict):
+        raise _damaged(path, "a shard's skipped rows are not an object")
+    first_rows = _get(entry, "first_rows", list, path)
+    if not _whole(first_rows):
+        raise _damaged(path, "a shard's skipped first_rows are not row numbers")
+    return Skipped(_count(entry, "count", path), tuple(first_rows))
+
+
+def _damaged(path: Path, what: str) -> CacheError:
+    return CacheError(f"{path} is damaged: {what}; restore it, or build again with --overwrite")
+
+
+def _whole(values: list[Any]) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
+
+
+def _get(document: dict[str, Any], key: str, kind: type[_T], path: Path) -> _T:
+    value = document.get(key)
+    if type(value) is not kind:  # not isinstance: True is no count
+        raise _damaged(path, f'"{key}" is missing or not of the right type')
+    return value
+
+
+def _count(document: dict[str, Any], key: str, path: Path) -> int:
+    value = _get(document, key, int, path)
+    if value < 0:
+        raise _damaged(path, f'"{key}" is negative')
+    return value
