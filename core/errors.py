@@ -1,0 +1,21 @@
+"""Errors of the stages above the cache; every one is a :class:`~tdpo.cache.errors.TdpoError`."""
+
+from ..cache.errors import CacheError, TdpoError
+
+__all__ = ["CacheError", "ConfigError", "DataError", "ModelError", "PluginError", "TdpoError"]
+
+
+class ConfigError(TdpoError):
+    """An unknown or out-of-range option, in a flag, ``--set``, ``tdpo.yaml`` or a Python argument."""
+
+
+class DataError(TdpoError):
+    """Preference data that cannot be read or turned into pairs."""
+
+
+class ModelError(TdpoError):
+    """A model or tokenizer that cannot be loaded, or does not fit the cache."""
+
+
+class PluginError(TdpoError):
+    """A plugin that does not load, or a name that no plugin (or more than one) provides."""
