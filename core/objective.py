@@ -1,0 +1,137 @@
+"""The objective contract: what a loss is given, what it returns, and what it may know.
+
+An objective owns all of its loss arithmetic and nothing else: no model, no cache, no device, no
+distributed call. Built-in and third-party objectives import this module only.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .options import check, hyperparameter
+
+__all__ = ["Completions", "MarginObjective", "Objective", "PairLoss", "hyperparameter"]
+
+# Statistics an objective may name in `needs`, beside logp and ref_logp, which are always there.
+STATISTICS = ("forward_kl", "reverse_kl", "entropy", "log_collision", "ref_entropy", "token_weight")
+
+
+@dataclass(frozen=True)
+class Completions:
+    """One side of a batch: per-token statistics of the completions, right-padded to ``T`` tokens.
+
+    Every tensor is ``[B, T]``; log-probabilities, entropies and divergences are in nats. Values at padded
+    positions are arbitrary: go through :meth:`sum` and :meth:`mean`, which ignore them.
+    """
+
+    mask: Tensor
+    """bool; True at completion tokens."""
+    logp: Tensor
+    """log pi(y_t | s_t) of the policy, with gradient."""
+    ref_logp: Tensor
+    """log ref(y_t | s_t), from the cache."""
+    forward_kl: Tensor | None = None
+    """KL(ref(.|s_t) || pi(.|s_t)), with gradient."""
+    reverse_kl: Tensor | None = None
+    """KL(pi(.|s_t) || ref(.|s_t)), with gradient."""
+    entropy: Tensor | None = None
+    """H(pi(.|s_t)), with gradient."""
+    log_collision: Tensor | None = None
+    """log sum_v pi(v|s_t)^2, with gradient."""
+    ref_entropy: Tensor | None = None
+    """H(ref(.|s_t)) over the full vocabulary, from the cache."""
+    token_weight: Tensor | None = None
+    """What a weighting multiplies each token's log-ratio with; 1 where there is none."""
+
+    @property
+    def log_ratio(self) -> Tensor:
+        """``token_weight * (logp - ref_logp)`` [B, T]."""
+        ratio = self.logp - self.ref_logp
+        return ratio if self.token_weight is None else self.token_weight * ratio
+
+    @property
+    def length(self) -> Tensor:
+        """Completion tokens [B], int64."""
+        return self.mask.sum(-1)
+
+    def sum(self, x: Tensor | None) -> Tensor:
+        """Sum of ``x [B, T]`` over completion tokens -> [B], in float32 or wider.
+
+        Raises:
+            ValueError: ``x`` is a statistic that was not computed, because no one declared it in ``needs``.
+        """
+        if x is None:
+            raise ValueError("this statistic was not computed; name it in the objective's `needs`")
+        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        return torch.where(self.mask, wide, wide.new_zeros(())).sum(-1)
+
+    def mean(self, x: Tensor | None) -> Tensor:
+        """Mean of ``x [B, T]`` over completion tokens -> [B]. Raises as :meth:`sum`."""
+        return self.sum(x) / self.length
+
+
+@dataclass(frozen=True)
+class PairLoss:
+    """What an objective returns for a batch of ``B`` pairs. The batch's loss is the mean of ``loss``."""
+
+    loss: Tensor
+    """[B], with gradient."""
+    chosen_reward: Tensor
+    """[B], detached; implicit reward, for logging."""
+    rejected_reward: Tensor
+    """[B], detached; implicit reward, for logging."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Further figures to log: name -> [B] or scalar, detached."""
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """A preference loss. Subclass as a frozen dataclass whose fields are :func:`hyperparameter` s."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp."""
+    paper: ClassVar[str] = ""
+    """Where the formula comes from, such as ``"arXiv 2305.18290"``."""
+    formula: ClassVar[str] = ""
+    """The loss in one line, for ``tdpo plugins describe``."""
+
+    def __post_init__(self) -> None:
+        check(self, f"{type(self).__name__}: ")
+
+    @abstractmethod
+    def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
+        """The loss of every pair, and what to log of it."""
+
+
+@dataclass(frozen=True)
+class MarginObjective(Objective):
+    """A loss that is a link of a margin: ``loss = link(margin(chosen, rejected))``.
+
+    Weightings that scale a pair multiply the margin before the link.
+    """
+
+    beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
+
+    @abstractmethod
+    def margin(self, chosen: Completions, rejected: Completions) -> Tensor:
+        """The logit [B]: how much more the policy prefers chosen, relative to the reference."""
+
+    def link(self, margin: Tensor) -> Tensor:
+        """Loss [B] of a margin [B]; ``-log sigmoid`` unless overridden."""
+        return -F.logsigmoid(margin)
+
+    def reward(self, side: Completions) -> Tensor:
+        """Implicit reward [B] of one side, for logging; ``beta * sum_t log_ratio`` unless overridden."""
+        return self.beta * side.sum(side.log_ratio)
+
+    def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
+        """The link of the margin, and both sides' rewards."""
+        return PairLoss(
+            loss=self.link(self.margin(chosen, rejected)),
+            chosen_reward=self.reward(chosen).detach(),
+            rejected_reward=self.reward(rejected).detach(),
+        )

@@ -1,0 +1,193 @@
+"""Built-in objectives against the golden vectors, and their gradients against two independent truths."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tdpo
+
+SIDES = ("chosen", "rejected")
+BUILT_IN = ("dpo", "tdpo1", "tdpo2")
+
+
+@cache
+def vectors():
+    return json.loads((Path(__file__).parent / "data" / "objective_vectors.json").read_text())
+
+
+def cases():
+    return [
+        pytest.param(case, id=f"{case['objective']}-{case['batch']}-{case['hparams']}")
+        for case in vectors()["cases"]
+        if case["objective"] in BUILT_IN
+    ]
+
+
+def padded(rows):
+    """Rows of unequal length as [B, T], with NaN where no one may look."""
+    width = max(len(row) for row in rows) + 1
+    return torch.tensor([row + [float("nan")] * (width - len(row)) for row in rows], dtype=torch.float64)
+
+
+def sides(batch):
+    """Both sides of a golden batch as Completions whose statistics are leaves, moved independently."""
+    pairs = vectors()["batches"][batch]["pairs"]
+    made = []
+    for side in SIDES:
+        stats = {
+            name: padded([p[side]["stats"][name] for p in pairs]).requires_grad_()
+            for name in ("logp", "ref_logp", "kl_fwd")
+        }
+        mask = ~stats["logp"].isnan()
+        made.append(
+            tdpo.Completions(
+                mask=mask, logp=stats["logp"], ref_logp=stats["ref_logp"], forward_kl=stats["kl_fwd"]
+            )
+        )
+    return made
+
+
+@pytest.mark.filterwarnings("ignore:label_smoothing=0.5")
+@pytest.mark.parametrize("case", cases())
+def test_values_and_rewards_equal_the_golden_vectors(case):
+    loss = tdpo.objective(case["objective"], **case["hparams"])(*sides(case["batch"]))
+    for got, want in (
+        (loss.loss, case["loss"]),
+        (loss.chosen_reward, case["chosen_reward"]),
+        (loss.rejected_reward, case["rejected_reward"]),
+    ):
+        np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:label_smoothing=0.5")
+@pytest.mark.parametrize("case", cases())
+def test_gradients_equal_the_golden_finite_differences(case):
+    """Each statistic moved by itself: this is where a misplaced stop-gradient shows."""
+    made = sides(case["batch"])
+    tdpo.objective(case["objective"], **case["hparams"])(*made).loss.sum().backward()
+    for name, rows in case["grad"].items():
+        for side, completions in zip(SIDES, made, strict=True):
+            leaf = completions.logp if name == "logp" else completions.forward_kl
+            grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            assert not grad[~completions.mask].any()
+            for row, want in zip(grad, rows, strict=True):
+                np.testing.assert_allclose(row[: len(want[side])], want[side], rtol=1e-6, atol=1e-8)
+
+
+def naive_loss(name, policy, reference, ids, beta, alpha):
+    """A pair's loss from full log-prob matrices [T, V] per side, written as the paper writes it."""
+    ratio, kl = {}, {}
+    for side in SIDES:
+        rows = torch.arange(len(ids[side]))
+        ratio[side] = (policy[side] - reference[side])[rows, ids[side]].sum()
+        kl[side] = (reference[side].exp() * (reference[side] - policy[side])).sum()
+    u = beta * (ratio["chosen"] - ratio["rejected"])
+    if name == "tdpo1":
+        u = u - beta * (kl["rejected"] - kl["chosen"])
+    if name == "tdpo2":
+        u = u - alpha * beta * (kl["rejected"] - kl["chosen"].detach())
+    return -torch.nn.functional.logsigmoid(u)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_gradients_to_logits_equal_autograd_on_the_naive_full_vocabulary_form(name):
+    """Through our sparse primitive and the estimator at k = V, down to the policy's logits."""
+    from tdpo.core.divergence import forward_kl
+    from tdpo.core.scoring.head import Head
+    from tdpo.core.scoring.sparse import sparse_scores
+
+    generator = torch.Generator().manual_seed(3)
+    v, lengths, options = 11, {"chosen": 4, "rejected": 6}, {"beta": 0.3}
+    logits = {s: torch.randn(n, v, generator=generator, dtype=torch.float64) for s, n in lengths.items()}
+    reference = {
+        s: torch.randn(n, v, generator=generator, dtype=torch.float64).log_softmax(-1)
+        for s, n in lengths.items()
+    }
+    ids = {s: torch.randint(v, (n,), generator=generator) for s, n in lengths.items()}
+    if name == "tdpo2":
+        options["alpha"] = 0.7
+
+    leaves = {s: x.clone().requires_grad_() for s, x in logits.items()}
+    want = naive_loss(
+        name, {s: x.log_softmax(-1) for s, x in leaves.items()}, reference, ids, 0.3, options.get("alpha")
+    )
+    want.backward()
+
+    ours, made = {s: x.clone().requires_grad_() for s, x in logits.items()}, []
+    identity = Head(torch.eye(v, dtype=torch.float64))
+    for side in SIDES:
+        everything = torch.arange(v).expand(lengths[side], v)
+        scores = sparse_scores(identity, ours[side], torch.cat([ids[side][:, None], everything], 1), chunk=3)
+        mask = torch.ones(1, lengths[side], dtype=torch.bool)
+        logp = scores.logp[None]
+        kl = forward_kl(reference[side][None], logp[..., 1:], v, mask, vocab_size=v)
+        ref_logp = reference[side].gather(1, ids[side][:, None])[None, :, 0]
+        made.append(tdpo.Completions(mask=mask, logp=logp[..., 0], ref_logp=ref_logp, forward_kl=kl))
+    got = tdpo.objective(name, **options)(*made).loss
+    got.sum().backward()
+    torch.testing.assert_close(got[0], want, rtol=1e-10, atol=1e-12)
+    for side in SIDES:
+        torch.testing.assert_close(ours[side].grad, leaves[side].grad, rtol=1e-10, atol=1e-12)
+
+
+def test_tdpo2_keeps_the_gradient_of_the_rejected_kl_only_and_tdpo1_of_both():
+    for name, chosen_has in (("tdpo1", True), ("tdpo2", False)):
+        chosen, rejected = sides("main")
+        tdpo.objective(name)(chosen, rejected).loss.sum().backward()
+        assert (chosen.forward_kl.grad is not None) is chosen_has
+        assert (rejected.forward_kl.grad[rejected.mask] != 0).all()
+
+
+def test_tdpo2_at_alpha_1_equals_tdpo1_and_at_0_dpo():
+    made = sides("main")
+    loss = {n: tdpo.objective(n, **o)(*made).loss for n, o in (("tdpo1", {}), ("dpo", {}))}
+    torch.testing.assert_close(tdpo.objective("tdpo2", alpha=1)(*made).loss, loss["tdpo1"])
+    torch.testing.assert_close(tdpo.objective("tdpo2", alpha=0)(*made).loss, loss["dpo"])
+
+
+def test_tdpo2_logit_reward_has_the_logit_as_its_margin():
+    made = sides("main")
+    objective = tdpo.objective("tdpo2", beta=0.4, alpha=0.3, reward_form="logit")
+    loss = objective(*made)
+    torch.testing.assert_close(loss.chosen_reward - loss.rejected_reward, objective.margin(*made).detach())
+
+
+def test_reference_free_dpo_ignores_the_reference():
+    chosen, rejected = sides("main")
+    loss = tdpo.objective("dpo", beta=1, reference_free=True)(chosen, rejected)
+    want = -torch.nn.functional.logsigmoid(chosen.sum(chosen.logp) - rejected.sum(rejected.logp))
+    torch.testing.assert_close(loss.loss, want)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e4, -1e4])
+def test_losses_and_gradients_stay_finite_at_the_extremes(name, dtype, size):
+    logp = torch.full((2, 1), -1.0, dtype=dtype, requires_grad=True)
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    zero = torch.zeros(2, 1, dtype=dtype)
+    chosen = tdpo.Completions(mask=mask, logp=logp, ref_logp=logp.detach() - size, forward_kl=zero)
+    rejected = tdpo.Completions(mask=mask, logp=logp, ref_logp=logp.detach() + size, forward_kl=zero + 1e4)
+    loss = tdpo.objective(name, beta=1.0)(chosen, rejected)
+    loss.loss.sum().backward()
+    assert loss.loss.isfinite().all()
+    assert logp.grad.isfinite().all()
+
+
+def test_a_loss_starts_at_ln_2_and_label_smoothing_of_a_half_is_warned_about():
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    same = tdpo.Completions(mask=mask, logp=torch.zeros(1, 3), ref_logp=torch.zeros(1, 3))
+    assert tdpo.objective("dpo")(same, same).loss.item() == pytest.approx(np.log(2))
+    with pytest.warns(UserWarning, match="no preference signal"):
+        tdpo.objective("dpo", label_smoothing=0.5)
+
+
+def test_a_statistic_that_was_not_declared_says_so():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    bare = tdpo.Completions(mask=mask, logp=torch.zeros(1, 2), ref_logp=torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="needs"):
+        tdpo.objective("tdpo1")(bare, bare)
