@@ -1,0 +1,59 @@
+"""From the policy's scores and the cache's columns to the two sides an objective is given."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..divergence import forward_kl
+from ..objective import Completions
+from .layout import completion_mask, to_padded
+from .sparse import Scores
+
+
+def completions(
+    scores: Scores,
+    batch: Mapping[str, Tensor],
+    *,
+    head: int,
+    vocab_size: int,
+    estimator: str,
+    kl_gradient: bool,
+) -> tuple[Completions, Completions]:
+    """Chosen and rejected side of a batch of ``B`` pairs.
+
+    Args:
+        scores: of the policy, flat: log-probs [N, 1 + n] at ``batch["score_ids"]``, the completion token
+            first, then the cached sample of the reference's distribution.
+        batch: what :func:`tdpo.core.training.data.collate` made.
+        head: k, the entries of the sample that are its head.
+        vocab_size: V.
+        estimator: of the forward KL.
+        kl_gradient: False where the KL is only logged.
+    """
+    mask = completion_mask(batch["lengths"])
+    logp = to_padded(scores.logp, mask)
+    fields: dict[str, Tensor] = {
+        "mask": mask,
+        "logp": logp[..., 0],
+        "ref_logp": to_padded(batch["ref_logp"], mask).to(logp.dtype),
+    }
+    if "dist_logp" in batch:
+        with torch.set_grad_enabled(kl_gradient and torch.is_grad_enabled()):
+            fields["forward_kl"] = forward_kl(
+                to_padded(batch["dist_logp"], mask).to(logp.dtype),
+                logp[..., 1:],
+                head,
+                mask,
+                estimator=estimator,
+                vocab_size=vocab_size,
+            )
+    if scores.entropy is not None:
+        fields["entropy"] = to_padded(scores.entropy, mask)
+    if "ref_entropy" in batch:
+        fields["ref_entropy"] = to_padded(batch["ref_entropy"], mask).to(logp.dtype)
+    pairs = len(mask) // 2
+    return (
+        Completions(**{name: value[:pairs] for name, value in fields.items()}),
+        Completions(**{name: value[pairs:] for name, value in fields.items()}),
+    )
