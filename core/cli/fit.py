@@ -1,0 +1,34 @@
+"""``tdpo fit``: train a policy from a cache."""
+
+from typing import Any
+
+import click
+
+from ..config import FitConfig, fit_config
+from .options import config_option, config_path, given, options_of
+
+_SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
+
+
+@click.command()
+@config_option
+@options_of(FitConfig, leave_out=("training",))
+def fit(config: str | None, **options: Any) -> None:
+    """Train a policy from a cache, with only the policy in memory.
+
+    Hyperparameters of the objective are given with --set; `tdpo plugins describe NAME` lists them.
+    """
+    resolved = fit_config(given(options), config_path(config))
+    from ..fit import run_fit
+
+    result = run_fit(resolved)
+    figures = result.metrics
+    click.echo(f"{result.output}: trained for {result.steps:,} steps")
+    for prefix, label in (("", "training"), ("eval_", "evaluation")):
+        shown = [
+            f"{word} {figures[prefix + name]:.4g}"
+            for name, word in _SHOWN.items()
+            if prefix + name in figures
+        ]
+        if shown:
+            click.echo(f"  {label:<11}{', '.join(shown)}")

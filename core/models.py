@@ -1,0 +1,198 @@
+"""Opening models and tokenizers, and saying which ones they are."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelError
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as named by the user, checked to exist before anything heavy is loaded."""
+
+    name: str
+    """A folder or a hub name, as given."""
+    revision: str | None
+    config: Any
+    """Its transformers configuration."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it is a folder on this machine."""
+        return Path(self.name).is_dir()
+
+    @property
+    def max_length(self) -> int | None:
+        """Most positions the model takes, or None where it has no such limit."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    def identity(self) -> dict[str, Any]:
+        """What proves which weights these are: their content hash, or the hub's commit."""
+        proof: dict[str, Any] = {"architecture": (self.config.architectures or [None])[0]}
+        if self.local:
+            return {**proof, "weights_sha256": weights_sha256(Path(self.name))}
+        return {**proof, "name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+
+
+def find_model(name: str, revision: str | None = None, *, option: str) -> ModelSource:
+    """The model behind ``name``; reads its configuration, not its weights.
+
+    Args:
+        name: a folder or a hub name.
+        revision: of a hub model.
+        option: the option it came from, for messages.
+
+    Raises:
+        ModelError: no such model, or a folder without one.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder, option)
+    elif folder.exists():
+        raise ModelError(
+            f"{option} {name}: is a file; give the folder that holds config.json and the weights"
+        )
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        if folder.is_dir():
+            raise ModelError(f"{option} {name}: config.json cannot be used: {_first_line(error)}") from error
+        raise ModelError(
+            f"{option} {name}: no such folder here, and no model of that name could be had from the hub "
+            f"({_first_line(error)}); check the path"
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{option} {name}: a {config.model_type!r} model is no causal language model")
+    return ModelSource(name, revision, config)
+
+
+def _check_folder(folder: Path, option: str) -> None:
+    if not (folder / "config.json").is_file():
+        hint = "; it is a LoRA adapter: merge it first" if (folder / "adapter_config.json").is_file() else ""
+        raise ModelError(f"{option} {folder}: holds no model (config.json is missing){hint}")
+    if not weight_files(folder):
+        raise ModelError(f"{option} {folder}: holds no weights (*.safetensors); save_pretrained writes them")
+
+
+def load_model(source: ModelSource, *, dtype: str, attention: str | None = None) -> Any:
+    """The causal language model, on the CPU, in evaluation mode, dropout untouched.
+
+    Raises:
+        ModelError: the weights cannot be read or the attention backend is not available.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, **options)
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: the model does not load: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    return model.eval()
+
+
+def disable_dropout(model: Any) -> None:
+    """Set every dropout of the model to zero: a policy is scored as it is, not as a random part of itself."""
+    import torch
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        # Attention layers keep their dropout as a plain number, read from the configuration at construction.
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+def load_tokenizer(source: ModelSource, *, option: str) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.name, revision=source.revision)
+    except Exception as error:
+        raise ModelError(
+            f"{option} {source.name}: its tokenizer does not load ({type(error).__name__}: "
+            f"{_first_line(error)}); save it beside the model with tokenizer.save_pretrained"
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a saved model's weights, in order of name; the first kind that exists."""
+    for pattern in _WEIGHTS:
+        if files := sorted(folder.glob(pattern)):
+            return files
+    return []
+
+
+def weights_sha256(folder: Path) -> str:
+    """SHA-256 over the weight files and config.json of a model folder."""
+    digest = hashlib.sha256(_config_bytes(folder))
+    for path in weight_files(folder):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _config_bytes(folder: Path) -> bytes:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("transformers_version", None)
+    return json.dumps(config, sort_keys=True).encode()
+
+
+def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
+    """What proves which tokenizer this is: the size and hash of its vocabulary, and of its rules.
+
+    The hashes are of what the tokenizer does, not of its files, which change with every save.
+    """
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    rules: Any = None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        for setting in ("padding", "truncation"):
+            rules.pop(setting, None)
+    return {
+        "vocabulary_size": len(vocabulary),
+        "vocabulary_sha256": _sha256(vocabulary),
+        "rules_sha256": _sha256(rules) if rules is not None else None,
+        "chat_template_sha256": _sha256(tokenizer.chat_template) if tokenizer.chat_template else None,
+        "bos": tokenizer.bos_token_id,
+        "eos": tokenizer.eos_token_id,
+    }
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def first_difference(ours: Any, theirs: Any) -> str | None:
+    """Where two tokenizers' vocabularies first differ, in words; None where they do not."""
+    a, b = ours.get_vocab(), theirs.get_vocab()
+    by_id = {i: t for t, i in b.items()}
+    for token, index in sorted(a.items(), key=lambda item: item[1]):
+        if by_id.get(index) != token:
+            return f"id {index} is {token!r} there and {by_id.get(index)!r} here"
+    return None if len(a) == len(b) else f"there are {len(a)} tokens there and {len(b)} here"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

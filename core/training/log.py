@@ -1,0 +1,112 @@
+"""Where a run's figures go: ``metrics.jsonl`` beside the model, and the console."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from ..progress import Progress
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged event to ``metrics.jsonl``: one JSON object with ``step`` a line."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / METRICS_FILE
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop what a cut-off run logged after the checkpoint that this one goes on from."""
+        if not state.is_world_process_zero or not self.path.exists():
+            return
+        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= state.global_step]
+        if state.global_step == 0:
+            kept = []
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Write one event."""
+        if state.is_world_process_zero and logs:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged events of a run."""
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+
+
+def _step(line: str) -> float:
+    # A line that a kill cut short counts as later than everything.
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+class ConsoleLog(TrainerCallback):
+    """A progress bar over optimiser steps and a line for every logged event, on stderr."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self.progress: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar."""
+        if state.is_world_process_zero:
+            self.progress = Progress("training", state.max_steps, "steps", quiet=self.quiet)
+            self.progress.__enter__()
+            self.progress.advance(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimiser step is done."""
+        if self.progress is not None:
+            self.progress.advance(state.global_step - self.progress.done)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Print the event's main figures."""
+        if self.quiet or not state.is_world_process_zero or not logs:
+            return
+        line = summary_line(state.global_step, logs)
+        if line is None:
+            return
+        if self.progress is not None:
+            self.progress.note(line)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the bar, also after an interruption."""
+        if self.progress is not None:
+            self.progress.__exit__(*sys.exc_info())
+            self.progress = None
+
+
+_COLUMNS = (
+    ("loss", "loss", ".4f"),
+    ("rewards/accuracies", "accuracy", ".3f"),
+    ("rewards/margins", "margin", ".4f"),
+    ("kl/chosen", "kl chosen", ".3f"),
+    ("kl/rejected", "rejected", ".3f"),
+    ("tokens_per_second", "tokens/s", ",.0f"),
+)
+
+
+def summary_line(step: int, logs: dict[str, Any]) -> str | None:
+    """The main figures of one event in a line; None for what is neither training nor evaluation."""
+    prefix = "eval_" if "eval_loss" in logs else ""
+    if f"{prefix}loss" not in logs:
+        return None
+    parts = [f"{label} {logs[prefix + key]:{form}}" for key, label, form in _COLUMNS if prefix + key in logs]
+    return f"{'eval' if prefix else 'step':>5} {step:>5}  " + "  ".join(parts)

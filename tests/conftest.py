@@ -1,0 +1,35 @@
+"""Fixtures of the tests that go through the stages."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from support import make_model, make_tokenizer, write_pairs  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """A saved reference model with its tokenizer."""
+    folder = tmp_path_factory.mktemp("reference") / "model"
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """48 preference pairs as JSONL."""
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", 48)
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory, reference, pairs):
+    """A finished cache of the pairs, three shards long. Treat as read-only."""
+    import tdpo
+
+    folder = tmp_path_factory.mktemp("cache") / "tdpo-cache"
+    tdpo.build_cache(reference, pairs, folder, shard_rows=20, quiet=True)
+    return folder
