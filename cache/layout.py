@@ -14,6 +14,9 @@ from .manifest import MANIFEST_NAME, Manifest, identity_differences, read_manife
 if TYPE_CHECKING:
     from pathlib import Path
 
+OPTIONS_NAME = "tdpo.yaml"
+"""The builder's resolved options, for people; the manifest is what counts."""
+
 
 def shard_name(index: int) -> str:
     """Name of a shard's file: `pairs-00000.parquet`."""
@@ -24,7 +27,7 @@ def is_ours(name: str) -> bool:
     """Whether a file of this name in a cache's folder is the cache's own."""
     stem = name.removesuffix(TEMPORARY)
     return (
-        stem in (MANIFEST_NAME, CARD_NAME)
+        stem in (MANIFEST_NAME, CARD_NAME, OPTIONS_NAME)
         or name == LOCK_NAME
         or bool(re.fullmatch(r"pairs-\d{5,}\.parquet", stem))
     )

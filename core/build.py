@@ -7,11 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..cache.layout import OPTIONS_NAME
 from ..cache.manifest import Shard
 from ..cache.pairs import Pair, ScoredPair
 from ..cache.reader import CacheReader, open_cache
 from ..cache.writer import CacheWriter
-from .config import CONFIG_FILE, BuildConfig, as_yaml, build_config
+from .config import BuildConfig, as_yaml, build_config
 from .data.pairing import PairMaker
 from .data.source import Source, open_source
 from .data.spool import PairSpool, check_skipped, spool_pairs
@@ -98,7 +99,7 @@ def run_build(config: BuildConfig, in_memory: Any = None, *, quiet: bool = False
                 with quiet_libraries():
                     _score_shards(config, identity, model, spool, writer, waiting, quiet)
             writer.finish()
-            (Path(config.out) / CONFIG_FILE).write_text(as_yaml(build=config), encoding="utf-8")
+            (Path(config.out) / OPTIONS_NAME).write_text(as_yaml(build=config), encoding="utf-8")
     return open_cache(config.out)
 
 
@@ -125,7 +126,7 @@ def build_identity(config: BuildConfig, source: Source, model: ModelSource, toke
             "attention": config.attention or "auto",
         },
         "tokenizer": tokenizer_identity(tokenizer),
-        "data": source.identity,
+        "data": _data_identity(source),
         "limits": {
             "max_length": config.max_length or model.max_length,
             "truncation": config.truncation,
@@ -141,6 +142,11 @@ def build_identity(config: BuildConfig, source: Source, model: ModelSource, toke
         },
         "layout": "separate",
     }
+
+
+def _data_identity(source: Source) -> dict[str, Any]:
+    """The data by content; the path it was given by is provenance, and may change."""
+    return {k: v for k, v in source.identity.items() if k != "source" or "files" not in source.identity}
 
 
 def build_provenance(config: BuildConfig, source: Source) -> dict[str, Any]:

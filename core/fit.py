@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..cache.reader import CacheReader, open_cache
 from .config import FitConfig, fit_config
@@ -17,7 +17,7 @@ from .models import (
     load_tokenizer,
     tokenizer_identity,
 )
-from .options import nearest
+from .options import coerce, nearest, scalar_type
 from .quiet import quiet_libraries
 from .registry import objective as make_objective
 from .runs import last_checkpoint, prepare_output
@@ -245,9 +245,14 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
     from transformers import TrainingArguments
 
     known = {field.name for field in fields(TrainingArguments) if field.init}
-    for name in config.training:
+    annotations = get_type_hints(TrainingArguments)
+    given = {}
+    for name, value in config.training.items():
         if name not in known:
             raise ConfigError(f"training.{name} is not a field of TrainingArguments{_close(name, known)}")
+        # Values from --set are text, and YAML takes 1e-5 for text too.
+        plain = isinstance(value, str) and scalar_type(annotations[name])[0] in (int, float, bool)
+        given[name] = coerce(value, annotations[name], f"training.{name}") if plain else value
     values: dict[str, Any] = {
         "output_dir": config.output_dir,
         "per_device_train_batch_size": config.batch_size,
@@ -263,11 +268,13 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         "activation_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "logging_steps": config.logging_steps,
+        "logging_first_step": True,
         "save_strategy": "steps" if config.save_steps else "epoch",
         "save_steps": config.save_steps or 500,
         "save_total_limit": 2,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),
         "disable_tqdm": True,
         "report_to": "none",
         "label_names": [],
@@ -280,7 +287,7 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
             "prediction_loss_only": True,
         }
     try:
-        return TrainingArguments(**{**values, **config.training})
+        return TrainingArguments(**{**values, **given})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training options: {' '.join(str(error).split())}") from error
 

@@ -6,7 +6,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from support import make_model, make_tokenizer, write_pairs  # noqa: E402
+from support import make_model, make_tokenizer, write_pairs
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import random
 import subprocess
 import sys
 
-WORDS = "the a film plot actor story was is good bad great dull bright very quite not and but I loved hated it".split()
+TEXT = "the a film plot actor story was is good bad great dull bright very quite not and but I loved hated it"
+WORDS = TEXT.split()
 
 
 def sentence(rng, words):
@@ -75,7 +76,7 @@ def make_model(vocab_size, seed=0, **options):
 
 
 def run_tdpo(*args, cwd=None, env=None, check=True, timeout=300):
-    """The command line in a process of its own; one thread, so that runs can be compared to the last digit."""
+    """The command line in a process of its own; one thread, so that runs repeat to the last digit."""
     result = subprocess.run(
         [sys.executable, "-m", "tdpo", *map(str, args)],
         cwd=cwd,
