@@ -30,6 +30,7 @@ _FROM_CACHE: dict[str, str | None] = {
     "forward_kl": "dist",
     "ref_entropy": "ref_entropy",
     "entropy": None,
+    "log_collision": None,
 }
 
 

@@ -50,6 +50,8 @@ def completions(
             )
     if scores.entropy is not None:
         fields["entropy"] = to_padded(scores.entropy, mask)
+    if scores.log_collision is not None:
+        fields["log_collision"] = to_padded(scores.log_collision, mask)
     if "ref_entropy" in batch:
         fields["ref_entropy"] = to_padded(batch["ref_entropy"], mask).to(logp.dtype)
     pairs = len(mask) // 2

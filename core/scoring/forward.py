@@ -22,7 +22,7 @@ def completion_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor, pos
 
 
 def enable_scoring(model: Any) -> None:
-    """Let ``model(..., score_positions=, score_ids=, score_entropy=)`` return :class:`Scores`.
+    """Let ``model(..., score_positions=, score_ids=, ...)`` return :class:`Scores`.
 
     The scored forward replaces the instance's ``forward`` rather than reaching around it, so that
     wrappers around the model (DDP, FSDP, autocast) stay in the path. Calls without ``score_positions``
@@ -39,12 +39,15 @@ def enable_scoring(model: Any) -> None:
         score_positions: Tensor | None = None,
         score_ids: Tensor | None = None,
         score_entropy: bool = False,
+        score_log_collision: bool = False,
         **kwargs: Any,
     ) -> Any:
         if score_positions is None or score_ids is None:
             return plain_forward(*args, **kwargs)
         hidden = completion_hidden(model, kwargs["input_ids"], kwargs["attention_mask"], score_positions)
-        scores: Scores = sparse_scores(Head.of(model), hidden, score_ids, entropy=score_entropy)
+        scores: Scores = sparse_scores(
+            Head.of(model), hidden, score_ids, entropy=score_entropy, log_collision=score_log_collision
+        )
         return scores
 
     model.forward = forward

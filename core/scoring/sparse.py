@@ -115,16 +115,20 @@ class _SparseScores(torch.autograd.Function):
                 if entropy:
                     h[rows] = torch.special.entr(p).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, ids, log_z, h, c)
-        ctx.head, ctx.dtype, ctx.chunk, ctx.dense = head, dtype, chunk, (entropy, log_collision)
+        ctx.head, ctx.dtype, ctx.chunk = head, dtype, chunk
+        # A statistic that is only logged sends no gradient back, and its backward costs nothing.
+        ctx.set_materialize_grads(False)
         return logp, h, c
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, ids, log_z, h, c = ctx.saved_tensors
         # Rebuilt from the saved tensors, so that autograd's version counters guard them.
         head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
         g_logp, g_h, g_c = grads
+        if g_logp is None:
+            g_logp = torch.zeros(ids.shape, dtype=log_z.dtype, device=ids.device)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=log_z.dtype) if wants_weight else None
@@ -136,8 +140,8 @@ class _SparseScores(torch.autograd.Function):
                 p,
                 ids[rows],
                 g_logp[rows],
-                (g_h[rows], h[rows]) if ctx.dense[0] else None,
-                (g_c[rows], c[rows]) if ctx.dense[1] else None,
+                (g_h[rows], h[rows]) if g_h is not None else None,
+                (g_c[rows], c[rows]) if g_c is not None else None,
             )
             if slope is not None:
                 d *= slope

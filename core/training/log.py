@@ -98,7 +98,7 @@ _COLUMNS = (
     ("rewards/accuracies", "accuracy", ".3f"),
     ("rewards/margins", "margin", ".4f"),
     ("kl/chosen", "kl chosen", ".3f"),
-    ("kl/rejected", "rejected", ".3f"),
+    ("kl/rejected", "kl rejected", ".3f"),
     ("tokens_per_second", "tokens/s", ",.0f"),
 )
 

@@ -95,6 +95,7 @@ class PreferenceTrainer(Trainer):
             score_positions=inputs["score_positions"],
             score_ids=inputs["score_ids"],
             score_entropy=True,
+            score_log_collision="log_collision" in self.objective.needs,
         )
         chosen, rejected = completions(
             scores,
