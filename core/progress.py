@@ -29,7 +29,7 @@ class Progress:
         if not self.quiet and sys.stderr.isatty():
             self._bar = _rich_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self.what, total=self.total, unit=self.unit)
+            self._task = self._bar.add_task(self.what, total=self.total, unit=self.unit, rate="-")
         return self
 
     def __exit__(
@@ -48,7 +48,7 @@ class Progress:
         """``done`` items are done in all."""
         self.done = done
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
+            self._bar.update(self._task, completed=self.done, rate=rate_text(self.rate))
         elif not self.quiet and time.monotonic() - self._last > _PLAIN_SECONDS:
             self._plain_line()
 
@@ -81,20 +81,14 @@ def rate_text(rate: float) -> str:
 
 def _rich_bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Any) -> Text:
-            speed = task.finished_speed or task.speed or 0
-            return Text(f"{rate_text(speed)} {task.fields['unit']}/s")
 
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        Rate(),
+        TextColumn("{task.fields[rate]} {task.fields[unit]}/s"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -107,5 +107,8 @@ def _split(scores: ReferenceScores, lengths: list[int], *, distribution: bool) -
     logp, entropy = pieces(scores.logp, np.float32), pieces(scores.entropy, np.float16)
     if not distribution:
         return [SideStatistics(a, b, None, None) for a, b in zip(logp, entropy, strict=True)]
-    ids, values = pieces(scores.dist_ids, np.uint32), pieces(scores.dist_logp, np.float16)
+    # Less than float16 can say is probability zero for every purpose, and stays finite.
+    floor = torch.finfo(torch.float16).min
+    ids = pieces(scores.dist_ids, np.uint32)
+    values = pieces(scores.dist_logp.clamp(min=floor), np.float16)
     return [SideStatistics(*columns) for columns in zip(logp, entropy, ids, values, strict=True)]

@@ -1,0 +1,71 @@
+"""transformers.TrainingArguments of a fit."""
+
+import difflib
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+import torch
+from transformers import TrainingArguments
+
+from ..config import FitConfig
+from ..errors import ConfigError
+from ..options import coerce, scalar_type
+
+
+def training_arguments(config: FitConfig, evaluate: bool) -> Any:
+    """transformers.TrainingArguments of ``config``; its ``training`` fields win over ours.
+
+    Raises:
+        ConfigError: an unknown field, or a value that transformers refuses.
+    """
+    known = {field.name for field in fields(TrainingArguments) if field.init}
+    annotations = get_type_hints(TrainingArguments)
+    given = {}
+    for name, value in config.training.items():
+        if name not in known:
+            raise ConfigError(f"training.{name} is not a field of TrainingArguments{_close(name, known)}")
+        # Values from --set are text, and YAML takes 1e-5 for text too.
+        plain = isinstance(value, str) and scalar_type(annotations[name])[0] in (int, float, bool)
+        given[name] = coerce(value, annotations[name], f"training.{name}") if plain else value
+    values: dict[str, Any] = {
+        "output_dir": config.output_dir,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.learning_rate,
+        "lr_scheduler_type": config.schedule,
+        "warmup_steps": config.warmup_steps,
+        "num_train_epochs": config.epochs,
+        "max_steps": config.max_steps or -1,
+        "optim": config.optimizer,
+        "bf16": config.bf16,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "logging_steps": config.logging_steps,
+        "logging_first_step": True,
+        "save_strategy": "steps" if config.save_steps else "epoch",
+        "save_steps": config.save_steps or 500,
+        "save_total_limit": 2,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": not torch.accelerator.is_available(),
+        "disable_tqdm": True,
+        "report_to": "none",
+        "label_names": [],
+    }
+    if evaluate:
+        values |= {
+            "eval_strategy": "steps" if config.eval_steps else "epoch",
+            "eval_steps": config.eval_steps,
+            "eval_on_start": True,
+            "prediction_loss_only": True,
+        }
+    try:
+        return TrainingArguments(**{**values, **given})
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"training options: {' '.join(str(error).split())}") from error
+
+
+def _close(name: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=2)
+    return "; did you mean " + " or ".join(repr(n) for n in near) + "?" if near else ""
