@@ -180,7 +180,7 @@ def _score_shards(
     quiet: bool,
 ) -> None:
     """Score the shards that are not there yet; each is written while the next is scored."""
-    from .scoring.build import ReferenceScorer
+    from .scoring.scorer import ReferenceScorer
 
     model = load_model(source, dtype=identity["reference"]["dtype"], attention=config.attention)
     statistics = identity["statistics"]

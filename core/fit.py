@@ -11,7 +11,7 @@ from .config import FitConfig, fit_config
 from .models import disable_dropout, load_model, load_tokenizer
 from .quiet import quiet_libraries
 from .registry import objective as make_objective
-from .runs import last_checkpoint, prepare_output
+from .runs import is_first_process, last_checkpoint, prepare_output
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -70,7 +70,8 @@ def run_fit(config: FitConfig, *, quiet: bool = False) -> FitResult:
     from .training.arguments import training_arguments
 
     arguments = training_arguments(config, evaluation is not None)
-    prepare_output(Path(config.output_dir), config)
+    if is_first_process():
+        prepare_output(Path(config.output_dir), config)
     with quiet_libraries():
         model = load_model(policy, dtype=config.dtype, attention=config.attention)
         return _train(config, objective, reader, evaluation, model, tokenizer, arguments, quiet)

@@ -1,5 +1,6 @@
 """The folder of a run: what may be put where, and what a cut-off run left to go on from."""
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,11 @@ from .errors import ConfigError
 
 # Options that may change between a run and its resumption: they do not change what is trained.
 _MAY_CHANGE = {"resume", "overwrite", "output", "logging_steps", "save_steps"}
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of the run, or the launcher's first."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def prepare_output(folder: Path, config: FitConfig) -> None:

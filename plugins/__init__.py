@@ -3,7 +3,7 @@
 One file a family; each imports the objective contract only.
 """
 
-from tdpo.core.hookspecs import hookimpl
+from ..core.hookspecs import hookimpl
 
 
 @hookimpl

@@ -120,7 +120,7 @@ def test_draws_do_not_depend_on_the_batch_and_leave_global_randomness_alone(
 
 
 def test_running_out_of_memory_halves_the_batch(tmp_path, cache, reference, pairs, monkeypatch):
-    from tdpo.core.scoring.build import ReferenceScorer
+    from tdpo.core.scoring.scorer import ReferenceScorer
 
     score_batch, sizes = ReferenceScorer._score_batch, []
 

@@ -20,8 +20,11 @@ def fit(config: str | None, **options: Any) -> None:
     """
     resolved = fit_config(given(options), config_path(config))
     from ..fit import run_fit
+    from ..runs import is_first_process
 
     result = run_fit(resolved)
+    if not is_first_process():
+        return
     figures = result.metrics
     click.echo(f"{result.output}: trained for {result.steps:,} steps")
     for prefix, label in (("", "training"), ("eval_", "evaluation")):

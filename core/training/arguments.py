@@ -50,6 +50,7 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "use_cpu": not torch.accelerator.is_available(),
         "disable_tqdm": True,
+        "ddp_find_unused_parameters": False,
         "report_to": "none",
         "label_names": [],
     }
@@ -61,9 +62,13 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
             "prediction_loss_only": True,
         }
     try:
-        return TrainingArguments(**{**values, **given})
+        arguments = TrainingArguments(**{**values, **given})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training options: {' '.join(str(error).split())}") from error
+    if arguments.n_gpu > 1:
+        # One process trains on one GPU: DataParallel would cut a batch of flat rows in the wrong places.
+        arguments._n_gpu = 1
+    return arguments
 
 
 def _close(name: str, known: set[str]) -> str:
