@@ -346,9 +346,9 @@ def test_two_processes_equal_one(tmp_path, cache):
     fit(cache, tmp_path / "one", "--batch-size", "8", *options)
     subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tdpo", "fit", "--plugin",
-            "tdpo2", "--cache", cache, "--output", tmp_path / "two", "--learning-rate", "1e-3", "--logging-steps",
-            "1", "--batch-size", "4", *options,
+            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tdpo", "fit",
+            "--plugin", "tdpo2", "--cache", cache, "--output", tmp_path / "two", "--learning-rate", "1e-3",
+            "--logging-steps", "1", "--batch-size", "4", *options,
         ],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
