@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import PluginError
+
 if TYPE_CHECKING:
     from ..objective import Objective
 
@@ -24,10 +26,13 @@ def list_plugins(as_json: bool) -> None:
 
     rows = []
     for name, entry in objectives().items():
-        cls = objective_class(name)
-        rows.append(
-            {"name": name, "summary": _summary(cls), "paper": cls.paper, "distribution": entry.distribution}
-        )
+        try:
+            cls = objective_class(name)
+            summary, paper = _summary(cls), cls.paper
+        except PluginError as error:
+            # One that does not load must not hide the others.
+            summary, paper = str(error), ""
+        rows.append({"name": name, "summary": summary, "paper": paper, "distribution": entry.distribution})
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -1,0 +1,1 @@
+"""A hinge loss for tdpo, as a distribution of its own."""
