@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from tdpo.core.demo import picture
-from tdpo.core.demo.run import COMMANDS, _checkpoints, run_demo, table
+from tdpo.core.demo.prepare import prepare
+from tdpo.core.demo.results import checkpoints, table
+from tdpo.core.demo.run import COMMANDS, run_demo
 from tdpo.core.errors import ConfigError
 
 
@@ -18,6 +21,7 @@ def _point(kl: float, reward: float, **more: float) -> dict:
         "forward_kl": {"mean": kl, "error": 0.1},
         "reverse_kl": {"mean": kl, "error": 0.1},
         "tokens": 20.0,
+        "samples": 512,
         **more,
     }
 
@@ -27,7 +31,6 @@ def results():
     runs = {"dpo": 8.0, "tdpo1": 12.0, "tdpo2": 2.0}
     return {
         "seed": 0,
-        "prompts": 512,
         "reference": _point(0, 0.0),
         "policies": {
             name: [_point(kl * t, 0.4 * t, step=100 * t) for t in (0.5, 0.75)] + [_point(kl, 0.4, step=100)]
@@ -83,7 +86,7 @@ def test_table_shows_the_finished_policies(results):
 def test_checkpoints_come_in_order_and_the_finished_policy_once(tmp_path):
     for step in (100, 20, 60):
         (tmp_path / f"checkpoint-{step}").mkdir()
-    found = _checkpoints(tmp_path, [{"step": 20}, {"step": 100}])
+    found = checkpoints(tmp_path, [{"step": 20}, {"step": 100}])
     assert [(step, place.name) for step, place in found] == [
         (20, "checkpoint-20"),
         (60, "checkpoint-60"),
@@ -113,11 +116,19 @@ def test_foreign_folder_is_one_line_and_status_2(tmp_path):
     assert "choose another folder" in done.stderr
 
 
-def test_prepare_only_says_what_to_type(tmp_path):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A tiny demonstration before its first command. Copy it before writing to it."""
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    prepare(folder, size="tiny", echo=lambda line: None, quiet=True)
+    return folder
+
+
+def test_prepare_only_says_what_to_type(prepared):
     said: list[str] = []
-    run_demo(tmp_path / "demo", prepare_only=True, size="tiny", echo=said.append)
+    run_demo(prepared, prepare_only=True, size="tiny", echo=said.append)
     assert [line.removeprefix("  tdpo ") for line in said if line.startswith("  tdpo ")] == list(COMMANDS)
-    assert not (tmp_path / "demo" / "tdpo-cache").exists()
+    assert not (prepared / "tdpo-cache").exists()
 
 
 @pytest.mark.slow
@@ -143,10 +154,9 @@ def test_whole_demonstration(tmp_path, capfd):
     assert json.loads((folder / "results.json").read_text()) == results
 
 
-def test_failing_command_stops_with_its_status(tmp_path, capfd):
+def test_failing_command_stops_with_its_status(prepared, tmp_path):
     pytest.importorskip("matplotlib")
-    folder = tmp_path / "demo"
-    run_demo(folder, prepare_only=True, size="tiny", echo=lambda line: None)
+    folder = shutil.copytree(prepared, tmp_path / "demo")
     (folder / "data" / "train.jsonl").write_text("not JSON\n")
     with pytest.raises(SystemExit) as stop:
         run_demo(folder, size="tiny", echo=lambda line: None)

@@ -1,0 +1,1 @@
+"""``tdpo demo``: a controlled-sentiment experiment at the size of a laptop, with nothing downloaded."""
