@@ -1,12 +1,10 @@
 """All pairs of a data set, tokenised once into a temporary Arrow file and read back window by window."""
 
-import os
 import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +43,8 @@ class Rows(Protocol):
 class PairSpool:
     """Pairs of a data set by window: window ``i`` holds the source rows [i * window, (i + 1) * window).
 
-    A context manager; :meth:`close` removes its temporary file.
+    A context manager. Its temporary file has no name where the system can do that, so that nothing is left
+    of it however the process ends.
 
     Attributes:
         source_rows: rows of the data.
@@ -56,8 +55,8 @@ class PairSpool:
         details: reason -> what was said about its first row, for reasons that have such.
     """
 
-    def __init__(self, path: Path, window: int):
-        self.path = path
+    def __init__(self, file: IO[bytes], window: int):
+        self._file = file
         self.window_rows = window
         self.source_rows = 0
         self.kept = 0
@@ -66,7 +65,6 @@ class PairSpool:
         self.skipped: dict[str, dict[str, Any]] = {}
         self.details: dict[str, str] = {}
         self._reader: pa.ipc.RecordBatchFileReader | None = None
-        self._remove = weakref.finalize(self, _unlink, path)
 
     def __len__(self) -> int:
         return -(-self.source_rows // self.window_rows)
@@ -99,16 +97,16 @@ class PairSpool:
         return int(2 * prompt + chosen + rejected)
 
     def _open(self) -> "pa.ipc.RecordBatchFileReader":
-        if not self._remove.alive:
+        if self._file.closed:
             raise ValueError("the spool is closed")
         if self._reader is None:
-            self._reader = pa.ipc.open_file(pa.memory_map(str(self.path)))
+            self._reader = pa.ipc.open_file(pa.PythonFile(self._file, mode="r"))
         return self._reader
 
     def close(self) -> None:
         """Remove the temporary file; pairs that were read stay valid."""
         self._reader = None
-        self._remove()
+        self._file.close()
 
     def __enter__(self) -> "PairSpool":
         return self
@@ -158,13 +156,12 @@ def spool_pairs(
         raise ValueError(f"window is {window}: at least one row")
     folder = Path(tempfile.gettempdir() if directory is None else directory)
     try:
-        handle, name = tempfile.mkstemp(prefix="tdpo-pairs-", suffix=".arrow", dir=folder)
-        os.close(handle)
+        file = tempfile.TemporaryFile(prefix="tdpo-pairs-", suffix=".arrow", dir=folder)  # noqa: SIM115
     except OSError as error:
         raise _cannot_write(folder, error) from None
-    spool = PairSpool(Path(name), window)
+    spool = PairSpool(file, window)
     try:
-        with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
+        with pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
             for start in range(0, len(source), window):
                 made = list(_made(source, maker, start, min(start + window, len(source)), spool, progress))
                 try:
@@ -214,10 +211,6 @@ def _lists(column: pa.ListArray) -> Callable[[int], np.ndarray]:
     values = column.values.to_numpy(zero_copy_only=True).copy()
     offsets = column.offsets.to_numpy()
     return lambda at: values[offsets[at] : offsets[at + 1]]
-
-
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
 
 
 def _cannot_write(folder: Path, error: OSError) -> DataError:
