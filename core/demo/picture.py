@@ -123,9 +123,10 @@ def _draw_frontier(axes: Any, results: Mapping[str, Any]) -> None:
         )
         axes.annotate(
             _LABELS.get(name, name),
-            (kl[-1], reward[-1]),
-            xytext=(8, 7),
+            (kl[-1], reward[-1] + 1.96 * last["reward"]["error"]),
+            xytext=(0, 3),
             textcoords="offset points",
+            ha="center",
             color=colour,
             fontweight="bold",
             path_effects=[withStroke(linewidth=3, foreground="white")],

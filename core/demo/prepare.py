@@ -1,5 +1,6 @@
 """What the demonstration needs before the first command: reference, pairs, prompts, ``tdpo.yaml``."""
 
+import math
 import random
 import shutil
 import statistics
@@ -38,7 +39,7 @@ fit:                            # the same for every objective, so that they can
     beta: 0.1                   # strength of the pull to the reference
 
 training:                       # any field of transformers.TrainingArguments
-  save_total_limit: 5
+  save_total_limit: 4
 """
 
 
@@ -158,13 +159,13 @@ def _make_data(
 
 
 def _config(seed: int, size: Size) -> str:
-    steps = max(1, round(size.pairs * size.fit_epochs / size.batch_size))
+    steps = math.ceil(math.ceil(size.pairs / size.batch_size) * size.fit_epochs)
     return _CONFIG.format(
         epochs=size.fit_epochs,
         batch_size=size.batch_size,
         learning_rate=f"{size.learning_rate:.6f}".rstrip("0"),
         logging_steps=max(1, steps // 30),
-        eval_steps=max(1, steps // 10),
-        save_steps=max(1, steps // 5),
+        eval_steps=math.ceil(steps / 8),
+        save_steps=math.ceil(steps / 4),
         seed=seed,
     )

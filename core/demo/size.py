@@ -37,7 +37,7 @@ class Size:
 
 SIZES = {
     "small": Size(
-        corpus=16_000,
+        corpus=14_000,
         epochs=2.0,
         vocabulary=2048,
         reference_learning_rate=2e-3,
@@ -45,9 +45,9 @@ SIZES = {
         layers=4,
         pairs=2000,
         heldout=200,
-        prompts=512,
+        prompts=384,
         label_temperature=0.15,
-        fit_epochs=3,
+        fit_epochs=2,
         batch_size=32,
         learning_rate=4e-4,
     ),
