@@ -21,6 +21,7 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, *, quiet: bool = False):
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.done = 0
+        self._told = -1
         self.start = self._last = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -37,7 +38,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif kind is None and not self.quiet:
+        elif kind is None and not self.quiet and self._told != self.done:
             self._plain_line()
 
     def advance(self, amount: int) -> None:
@@ -65,7 +66,7 @@ class Progress:
         return self.done / max(time.monotonic() - self.start, 1e-9)
 
     def _plain_line(self) -> None:
-        self._last = time.monotonic()
+        self._last, self._told = time.monotonic(), self.done
         left = (self.total - self.done) / self.rate if self.done else 0
         ending = f", {left:.0f} s left" if self.done < self.total else ""
         self.note(

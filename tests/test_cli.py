@@ -104,3 +104,9 @@ def test_progress_without_a_terminal_is_plain_lines(tmp_path, reference, pairs):
     assert "tokens/s" in printed.stderr
     assert "\x1b" not in printed.stderr
     assert "\r" not in printed.stderr
+
+
+def test_help_keeps_the_examples_on_their_own_lines():
+    text = run_tdpo("--help").stdout
+    assert "\\b" not in text
+    assert "\n    tdpo fit --plugin tdpo2  " in text

@@ -46,12 +46,12 @@ class TdpoGroup(click.Group):
 )
 @click.version_option(package_name="tdpo", message="%(prog)s %(version)s")
 def tdpo() -> None:
-    r"""Align language models from preference pairs with only the policy in memory.
+    """Align language models from preference pairs with only the policy in memory.
 
     \b
       tdpo cache build --ref MODEL --dataset pairs.jsonl    run the reference once
       tdpo fit --plugin tdpo2                               train from the cache
-    """
+    """  # noqa: D301 (click wants the backspace itself)
 
 
 for _command in (cache, fit, plugins, demo):
