@@ -24,6 +24,7 @@ _PUBLIC = {
     "hyperparameter": "tdpo.core.options",
     "objective": "tdpo.core.registry",
     "open_cache": "tdpo.cache.reader",
+    "verify_cache": "tdpo.core.rescore",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from tdpo.core.objective import PairLoss as PairLoss
     from tdpo.core.options import hyperparameter as hyperparameter
     from tdpo.core.registry import objective as objective
+    from tdpo.core.rescore import verify_cache as verify_cache
 
 
 def __getattr__(name: str) -> Any:

@@ -1,13 +1,19 @@
 """What a fit is given, checked against each other before any model is loaded."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.manifest import identity_differences
 from ..cache.reader import CacheReader, open_cache
 from .config import FitConfig
 from .errors import CacheError, ConfigError, ModelError
-from .models import ModelSource, find_model, first_difference, load_tokenizer, tokenizer_identity
+from .models import (
+    ModelSource,
+    find_model,
+    find_reference,
+    first_difference,
+    load_tokenizer,
+    tokenizer_identity,
+)
 from .options import nearest
 
 if TYPE_CHECKING:
@@ -69,17 +75,7 @@ def find_policy(config: FitConfig, reader: CacheReader) -> ModelSource:
     """The model to start from: the one given, or the cache's reference, also beside the cache's folder."""
     if config.model is not None:
         return find_model(config.model, option="--model")
-    name = str(reader.manifest.provenance.get("reference"))
-    beside = Path(config.cache).resolve().parent / name
-    if not Path(name).exists() and beside.is_dir():
-        name = str(beside)
-    try:
-        return find_model(name, reader.identity["reference"].get("commit"), option="--model")
-    except ModelError as error:
-        raise ModelError(
-            f"the reference that {config.cache} was built from, {name}, cannot be opened to start the policy "
-            f"from; give its place with --model ({error})"
-        ) from error
+    return find_reference(reader.manifest, config.cache, option="--model")
 
 
 def check_policy(policy: ModelSource, tokenizer: Any, reader: CacheReader) -> None:
@@ -115,7 +111,7 @@ def check_policy(policy: ModelSource, tokenizer: Any, reader: CacheReader) -> No
 def _where_tokenizers_differ(tokenizer: Any, reader: CacheReader) -> str | None:
     """The first differing token, where the reference's own tokenizer is still at hand."""
     try:
-        source = find_model(str(reader.manifest.provenance.get("reference")), option="--model")
+        source = find_reference(reader.manifest, reader.path, option="--model")
         return first_difference(load_tokenizer(source, option="--model"), tokenizer)
     except ModelError:
         return None

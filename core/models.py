@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache.manifest import Manifest
 from .errors import ModelError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -72,6 +74,31 @@ def find_model(name: str, revision: str | None = None, *, option: str) -> ModelS
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{option} {name}: a {config.model_type!r} model is no causal language model")
     return ModelSource(name, revision, config)
+
+
+def find_reference(manifest: Manifest, cache: str | os.PathLike[str], *, option: str) -> ModelSource:
+    """The reference that a cache was built from: where its manifest says, or beside the cache's folder.
+
+    Args:
+        manifest: the cache's.
+        cache: the cache's folder.
+        option: the option that could have named the model, for messages.
+
+    Raises:
+        ModelError: it cannot be opened; asks for its place.
+    """
+    name = str(manifest.provenance.get("reference"))
+    beside = Path(cache).resolve().parent / name
+    if not Path(name).exists() and beside.is_dir():
+        name = str(beside)
+    commit = manifest.identity.get("reference", {}).get("commit")
+    try:
+        return find_model(name, commit, option=option)
+    except ModelError as error:
+        raise ModelError(
+            f"the reference that {cache} was built from, {name}, cannot be opened; give its place with "
+            f"{option} ({error})"
+        ) from error
 
 
 def _check_folder(folder: Path, option: str) -> None:

@@ -1,4 +1,4 @@
-"""``tdpo cache``: build and look at caches."""
+"""``tdpo cache``: build, look at and check caches."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def cache() -> None:
-    """Build a cache of a reference model's statistics, and look at one."""
+    """Build a cache of a reference model's statistics, look at one, and check it."""
 
 
 @cache.command()
@@ -44,6 +44,25 @@ def info(folder: str, as_json: bool) -> None:
         click.echo(manifest.to_json(), nl=False)
     else:
         describe(folder, manifest)
+
+
+@cache.command()
+@click.argument("folder", metavar="[DIR]", default="tdpo-cache")
+@click.option(
+    "--rescore", default=0, metavar="N", type=click.IntRange(min=0), help="score N random pairs again"
+)
+@click.option("--ref", metavar="MODEL", help="model to do so with [default: the one that the manifest names]")
+@click.option("--json", "as_json", is_flag=True, help="the report, for a program")
+def verify(folder: str, rescore: int, ref: str | None, as_json: bool) -> int:
+    """Check a cache: files, checksums, schema, ids, lengths and ranges of all values.
+
+    Prints a line for each fault. Exits with 0 where there is none, with 1 where there are some.
+    """
+    from ..rescore import verify_cache
+
+    report = verify_cache(folder, rescore, ref)
+    click.echo(report.to_json() if as_json else str(report))
+    return 0 if report.ok else 1
 
 
 def describe(folder: str, manifest: "Manifest") -> None:
