@@ -6,6 +6,7 @@ arguments of the Python functions all come from such fields, and all are checked
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -126,7 +127,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             return _as_int(value)
         if kind is float and not isinstance(value, bool):
             return float(value)
-        if (kind is str and isinstance(value, str | int | float)) or hasattr(value, "__fspath__"):
+        if kind is str and isinstance(value, str | int | float | os.PathLike):
             return str(value)
         if kind is Any:
             return value
