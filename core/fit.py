@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from ..cache.reader import CacheReader, open_cache
 from .checks import check_needs, check_policy, find_policy, open_evaluation
 from .config import FitConfig, fit_config
-from .models import disable_dropout, load_model, load_tokenizer
+from .models import disable_dropout, find_model, load_model, load_tokenizer
 from .quiet import quiet_libraries
 from .registry import objective as make_objective
-from .runs import is_first_process, last_checkpoint, prepare_output
+from .runs import STATE_FILE, is_finished, is_first_process, last_checkpoint, prepare_output
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -72,9 +72,12 @@ def run_fit(config: FitConfig, *, quiet: bool = False) -> FitResult:
     arguments = training_arguments(config, evaluation is not None)
     if is_first_process():
         prepare_output(Path(config.output_dir), config)
+    checkpoint = last_checkpoint(Path(config.output_dir)) if config.resume else None
+    if checkpoint is not None and is_finished(checkpoint):
+        policy = find_model(str(checkpoint), option="--output")
     with quiet_libraries():
         model = load_model(policy, dtype=config.dtype, attention=config.attention)
-        return _train(config, objective, reader, evaluation, model, tokenizer, arguments, quiet)
+        return _train(config, objective, reader, evaluation, model, tokenizer, arguments, checkpoint, quiet)
 
 
 def _train(
@@ -85,9 +88,10 @@ def _train(
     model: Any,
     tokenizer: Any,
     arguments: Any,
+    checkpoint: Path | None,
     quiet: bool,
 ) -> FitResult:
-    from transformers import PrinterCallback, ProgressCallback
+    from transformers import PrinterCallback, ProgressCallback, TrainerState
 
     from .training.card import write_card
     from .training.data import CachedPairs
@@ -96,7 +100,6 @@ def _train(
 
     disable_dropout(model)
     output = Path(config.output_dir)
-    checkpoint = last_checkpoint(output) if config.resume else None
     console = ConsoleLog(quiet=quiet)
     trainer = PreferenceTrainer(
         model,
@@ -111,10 +114,14 @@ def _train(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        console.close()
+    if checkpoint is not None and is_finished(checkpoint):
+        # Trainer would take one step more; all that can be missing is the model in the run's own folder.
+        trainer.state = TrainerState.load_from_json(str(checkpoint / STATE_FILE))
+    else:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finally:
+            console.close()
     trainer.save_model(str(output))
     metrics = _last_figures(trainer.state.log_history)
     if trainer.is_world_process_zero():

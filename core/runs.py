@@ -1,5 +1,6 @@
 """The folder of a run: what may be put where, and what a cut-off run left to go on from."""
 
+import json
 import os
 import shutil
 from dataclasses import asdict
@@ -8,6 +9,8 @@ from typing import Any
 
 from .config import CONFIG_FILE, FitConfig, as_yaml, read_config
 from .errors import ConfigError
+
+STATE_FILE = "trainer_state.json"
 
 # Options that may change between a run and its resumption: they do not change what is trained.
 _MAY_CHANGE = {"resume", "overwrite", "output", "logging_steps", "save_steps"}
@@ -65,11 +68,17 @@ def _check_same_run(folder: Path, config: FitConfig) -> None:
             )
 
 
+def is_finished(checkpoint: Path) -> bool:
+    """Whether a checkpoint is its run's last: there is nothing left to train."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
     found = [
         path
         for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and (path / "trainer_state.json").is_file()
+        if path.name.removeprefix("checkpoint-").isdigit() and (path / STATE_FILE).is_file()
     ]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

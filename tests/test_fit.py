@@ -236,6 +236,15 @@ def test_a_killed_run_resumes_to_the_same_policy(tmp_path, cache):
         assert x["loss"] == pytest.approx(y["loss"], abs=1e-6)
 
 
+def test_resuming_a_finished_run_trains_nothing_more(tmp_path, run, cache):
+    folder = tmp_path / "policy"
+    shutil.copytree(run[0], folder)
+    (folder / "model.safetensors").unlink()  # as if it had been killed just before the end
+    fit(cache, folder, "--eval-cache", cache, "--epochs", "2", "--save-steps", "4", "--resume")
+    assert_same_weights(run[0], folder, 0)
+    assert (folder / "metrics.jsonl").read_text() == (run[0] / "metrics.jsonl").read_text()
+
+
 def test_resuming_with_other_options_is_refused(tmp_path, run, cache):
     folder = tmp_path / "policy"
     shutil.copytree(run[0], folder)
