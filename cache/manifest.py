@@ -176,10 +176,10 @@ def read_manifest(folder: Folder) -> Manifest:
     path = folder.path / MANIFEST_NAME
     if not folder.exists():
         found = "is not a folder" if folder.path.exists() else "does not exist"
-        raise CacheError(f"no cache at {folder.path}: it {found}; check --cache or run tdpo cache build")
+        raise CacheError(f"no cache at {folder.path}: it {found}; check the path, or run tdpo cache build")
     if folder.size(MANIFEST_NAME) is None:
         raise CacheError(
-            f"{folder.path} is not a cache: it has no {MANIFEST_NAME}; check --cache, or build one"
+            f"{folder.path} is not a cache: it has no {MANIFEST_NAME}; check the path, or build one"
         )
     try:
         document = json.loads(folder.read(MANIFEST_NAME).decode())

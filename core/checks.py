@@ -59,7 +59,10 @@ def open_evaluation(config: FitConfig, reader: CacheReader) -> CacheReader | Non
     """
     if config.eval_cache is None:
         return None
-    evaluation = open_cache(config.eval_cache)
+    try:
+        evaluation = open_cache(config.eval_cache)
+    except CacheError as error:
+        raise CacheError(f"--eval-cache: {error}") from error
     parts = ("reference", "tokenizer", "statistics")
     ours, theirs = ({part: r.identity.get(part) for part in parts} for r in (reader, evaluation))
     if differences := identity_differences(theirs, ours):

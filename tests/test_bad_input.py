@@ -186,6 +186,7 @@ def test_an_output_folder_that_holds_another_run_or_something_else(refuse, folde
 
 def test_a_cache_folder_that_is_not_one_or_whose_manifest_is_cut_short(refuse, folder):
     assert "nowhere" in refuse(*fit("--cache", "nowhere"))
+    assert "--eval-cache: no cache at nowhere" in refuse(*fit("--eval-cache", "nowhere"))
     assert "model" in refuse(*fit("--cache", "model"))
     manifest = folder / "tdpo-cache" / "manifest.json"
     text = manifest.read_text()

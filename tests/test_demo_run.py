@@ -63,6 +63,7 @@ def test_picture_takes_runs_that_logged_no_kl(results, tmp_path):
     pytest.importorskip("matplotlib")
     results["curves"]["dpo"] = picture.kl_curves([{"step": 1, "loss": 0.7}])
     picture.draw(results, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 20_000
 
 
 def test_curves_are_those_on_held_out_pairs_where_there_are_any():
