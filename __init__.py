@@ -18,13 +18,13 @@ _PUBLIC = {
     "Objective": "tdpo.core.objective",
     "PairLoss": "tdpo.core.objective",
     "TdpoError": "tdpo.cache.errors",
-    "build_cache": "tdpo.core.build",
+    "build_cache": "tdpo.core.caching.build",
     "fit": "tdpo.core.fit",
     "hookimpl": "tdpo.core.hookspecs",
     "hyperparameter": "tdpo.core.options",
     "objective": "tdpo.core.registry",
     "open_cache": "tdpo.cache.reader",
-    "verify_cache": "tdpo.core.rescore",
+    "verify_cache": "tdpo.core.caching.verify",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tdpo.cache.errors import CacheError as CacheError
     from tdpo.cache.errors import TdpoError as TdpoError
     from tdpo.cache.reader import open_cache as open_cache
-    from tdpo.core.build import build_cache as build_cache
+    from tdpo.core.caching.build import build_cache as build_cache
+    from tdpo.core.caching.verify import verify_cache as verify_cache
     from tdpo.core.fit import fit as fit
     from tdpo.core.hookspecs import hookimpl as hookimpl
     from tdpo.core.objective import Completions as Completions
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from tdpo.core.objective import PairLoss as PairLoss
     from tdpo.core.options import hyperparameter as hyperparameter
     from tdpo.core.registry import objective as objective
-    from tdpo.core.rescore import verify_cache as verify_cache
 
 
 def __getattr__(name: str) -> Any:

@@ -53,7 +53,7 @@ class BuildConfig:
     tail: int = option(8, "m: tokens drawn from the rest of the reference's distribution", ge=0)
     seed: int = option(0, "seed of the draws", ge=0)
     revision: str | None = option(None, "revision of a reference on the hub")
-    dtype: str = option(
+    ref_dtype: str = option(
         "auto", "precision the reference runs in", choices=("auto", "float32", "bfloat16", "float16")
     )
     attention: str | None = option(None, "attention backend: sdpa, eager, flash_attention_2, ...")

@@ -212,7 +212,9 @@ def test_a_cache_of_another_reference_to_evaluate_on(refuse, folder):
 
 
 def test_too_many_unusable_rows_stop_the_build_before_the_model_loads(refuse, folder, monkeypatch):
-    monkeypatch.setattr("tdpo.core.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "tdpo.core.caching.reference.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     write_pairs(folder / "half.jsonl", 4)
     with (folder / "half.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "a", "chosen": None, "rejected": "b"}) + "\n")

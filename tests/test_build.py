@@ -172,7 +172,9 @@ def test_a_killed_build_goes_on_to_the_same_cache(tmp_path, reference):
 
 
 def test_a_finished_build_is_not_run_again(cache, reference, pairs, monkeypatch):
-    monkeypatch.setattr("tdpo.core.build.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "tdpo.core.caching.reference.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     assert len(tdpo.build_cache(reference, pairs, cache, shard_rows=20, quiet=True)) == 48
 
 

@@ -88,7 +88,7 @@ def test_every_shape_of_statistics_passes(tmp_path, reference, pairs, options):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_reference_in_low_precision_passes(tmp_path, reference, pairs, dtype):
-    tdpo.build_cache(reference, pairs, tmp_path / "c", limit=12, dtype=dtype, batch_tokens=20, quiet=True)
+    tdpo.build_cache(reference, pairs, tmp_path / "c", limit=12, ref_dtype=dtype, batch_tokens=20, quiet=True)
     report = verify(tmp_path / "c", rescore=12)
     assert report.ok, str(report)
     assert report.rescored.tolerance == 0.5

@@ -324,7 +324,7 @@ def test_dropout_is_off(tmp_path, reference):
 
 
 def test_bfloat16_parameters_and_autocast_train(tmp_path, reference, pairs):
-    tdpo.build_cache(reference, pairs, tmp_path / "c", dtype="bfloat16", quiet=True)
+    tdpo.build_cache(reference, pairs, tmp_path / "c", ref_dtype="bfloat16", quiet=True)
     for name, flags in (("a", ["--dtype", "bfloat16"]), ("b", ["--bf16"])):
         fit(tmp_path / "c", tmp_path / name, *flags, "--max-steps", "3")
         events = metrics(tmp_path / name)

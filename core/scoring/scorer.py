@@ -59,7 +59,7 @@ class ReferenceScorer:
                 if size == 1:
                     raise ModelError(
                         f"row {batch[0].row} ({_width(batch[0])} tokens) does not fit into memory; "
-                        "lower --max-length or use a lower --dtype"
+                        "lower --max-length or use a lower --ref-dtype"
                     ) from error
                 self.batch_tokens = max(1, len(batch) // 2) * 2 * _width(batch[0])
                 if self.device.type == "cuda":

@@ -1,68 +1,26 @@
-"""``tdpo cache``: build, look at and check caches."""
+"""``tdpo cache info``: what a cache holds."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..config import BuildConfig, build_config
-from .options import config_option, config_path, given, options_of
-
 if TYPE_CHECKING:
-    from ...cache.manifest import Manifest
+    from ....cache.manifest import Manifest
 
 
-@click.group()
-def cache() -> None:
-    """Build a cache of a reference model's statistics, look at one, and check it."""
-
-
-@cache.command()
-@config_option
-@options_of(BuildConfig)
-def build(config: str | None, **options: Any) -> None:
-    """Run the reference once over preference pairs and write what it said.
-
-    The same command resumes a build that was cut off.
-    """
-    resolved = build_config(given(options), config_path(config))
-    from ..build import run_build
-
-    reader = run_build(resolved)
-    describe(str(reader.path), reader.manifest)
-
-
-@cache.command()
+@click.command()
 @click.argument("folder", metavar="DIR", default="tdpo-cache")
 @click.option("--json", "as_json", is_flag=True, help="the manifest's content, for a program")
 def info(folder: str, as_json: bool) -> None:
     """Show what a cache holds and where it came from."""
-    from ...cache.reader import open_cache
+    from ....cache.reader import open_cache
 
     manifest = open_cache(folder, allow_incomplete=True).manifest
     if as_json:
         click.echo(manifest.to_json(), nl=False)
     else:
         describe(folder, manifest)
-
-
-@cache.command()
-@click.argument("folder", metavar="[DIR]", default="tdpo-cache")
-@click.option(
-    "--rescore", default=0, metavar="N", type=click.IntRange(min=0), help="score N random pairs again"
-)
-@click.option("--ref", metavar="MODEL", help="model to do so with [default: the one that the manifest names]")
-@click.option("--json", "as_json", is_flag=True, help="the report, for a program")
-def verify(folder: str, rescore: int, ref: str | None, as_json: bool) -> int:
-    """Check a cache: files, checksums, schema, ids, lengths and ranges of all values.
-
-    Prints a line for each fault. Exits with 0 where there is none, with 1 where there are some.
-    """
-    from ..rescore import verify_cache
-
-    report = verify_cache(folder, rescore, ref)
-    click.echo(report.to_json() if as_json else str(report))
-    return 0 if report.ok else 1
 
 
 def describe(folder: str, manifest: "Manifest") -> None:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cache.files import Folder
-from ..cache.manifest import Manifest, read_manifest
-from ..cache.pairs import SIDES, ScoredPair
-from ..cache.reader import CacheReader
-from ..cache.schema import CachedStatistics
-from ..cache.values import FLOAT16_ERROR, FLOAT16_MIN
-from ..cache.verify import Fault, Faults, check_cache
-from .errors import ConfigError, ModelError
-from .models import ModelSource, find_model, find_reference, load_model
-from .progress import Progress
-from .quiet import quiet_libraries
+from ...cache.files import Folder
+from ...cache.manifest import Manifest, read_manifest
+from ...cache.pairs import SIDES, ScoredPair
+from ...cache.reader import CacheReader
+from ...cache.schema import CachedStatistics
+from ...cache.values import FLOAT16_ERROR, FLOAT16_MIN
+from ...cache.verify import Fault, Faults, check_cache
+from ..errors import ConfigError, ModelError
+from ..models import ModelSource, find_model, find_reference, load_model
+from ..progress import Progress
+from ..quiet import quiet_libraries
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -172,7 +172,7 @@ def _reference(manifest: Manifest) -> dict[str, Any]:
 
 def _rescore(reader: CacheReader, source: ModelSource, count: int, faults: Faults, quiet: bool) -> Rescored:
     """Score pairs again, add what differs to ``faults``, and return the largest differences."""
-    from .scoring.scorer import ReferenceScorer
+    from ..scoring.scorer import ReferenceScorer
 
     made = _reference(reader.manifest)
     dtype, attention = made.get("dtype", "auto"), made.get("attention")

@@ -1,0 +1,1 @@
+"""Stage one and the care of what it leaves: building caches, checking them, adding to them."""
