@@ -13,17 +13,29 @@ __version__ = "0.1.0"
 # so nothing relative is imported until a name is asked for.)
 _PUBLIC = {
     "CacheError": "tdpo.cache.errors",
+    "Column": "tdpo.core.statistic",
     "Completions": "tdpo.core.objective",
     "MarginObjective": "tdpo.core.objective",
     "Objective": "tdpo.core.objective",
     "PairLoss": "tdpo.core.objective",
+    "Statistic": "tdpo.core.statistic",
     "TdpoError": "tdpo.cache.errors",
+    "TokenStatistic": "tdpo.core.statistic",
+    "add_statistics": "tdpo.core.caching.adding.add",
     "build_cache": "tdpo.core.caching.build",
+    "export_cache": "tdpo.core.caching.export",
     "fit": "tdpo.core.fit",
+    "hidden_states": "tdpo.core.statistic",
     "hookimpl": "tdpo.core.hookspecs",
     "hyperparameter": "tdpo.core.options",
+    "merge_caches": "tdpo.cache.merge",
     "objective": "tdpo.core.registry",
     "open_cache": "tdpo.cache.reader",
+    "pull_cache": "tdpo.core.caching.hub",
+    "push_cache": "tdpo.core.caching.hub",
+    "open_scores": "tdpo.cache.scores.reader",
+    "preview_build": "tdpo.core.caching.preview",
+    "plan_cache": "tdpo.core.caching.planning.plan",
     "verify_cache": "tdpo.core.caching.verify",
 }
 
@@ -32,8 +44,16 @@ __all__ = [*_PUBLIC, "__version__"]
 if TYPE_CHECKING:
     from tdpo.cache.errors import CacheError as CacheError
     from tdpo.cache.errors import TdpoError as TdpoError
+    from tdpo.cache.merge import merge_caches as merge_caches
     from tdpo.cache.reader import open_cache as open_cache
+    from tdpo.cache.scores.reader import open_scores as open_scores
+    from tdpo.core.caching.adding.add import add_statistics as add_statistics
     from tdpo.core.caching.build import build_cache as build_cache
+    from tdpo.core.caching.export import export_cache as export_cache
+    from tdpo.core.caching.hub import pull_cache as pull_cache
+    from tdpo.core.caching.hub import push_cache as push_cache
+    from tdpo.core.caching.planning.plan import plan_cache as plan_cache
+    from tdpo.core.caching.preview import preview_build as preview_build
     from tdpo.core.caching.verify import verify_cache as verify_cache
     from tdpo.core.fit import fit as fit
     from tdpo.core.hookspecs import hookimpl as hookimpl
@@ -43,6 +63,10 @@ if TYPE_CHECKING:
     from tdpo.core.objective import PairLoss as PairLoss
     from tdpo.core.options import hyperparameter as hyperparameter
     from tdpo.core.registry import objective as objective
+    from tdpo.core.statistic import Column as Column
+    from tdpo.core.statistic import Statistic as Statistic
+    from tdpo.core.statistic import TokenStatistic as TokenStatistic
+    from tdpo.core.statistic import hidden_states as hidden_states
 
 
 def __getattr__(name: str) -> Any:

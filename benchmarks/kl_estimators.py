@@ -19,11 +19,22 @@ from transformers import AutoModelForCausalLM
 import tdpo
 from tdpo.core.divergence import ESTIMATORS, forward_kl
 from tdpo.core.objective import Completions
+from tdpo.core.scoring.distribution import Sampling, describe
 from tdpo.core.scoring.forward import completion_hidden
 from tdpo.core.scoring.head import Head
 from tdpo.core.scoring.layout import completion_mask, lay_out, to_padded
 
-SPLITS = ((16, 0), (8, 8), (4, 12), (1, 15), (0, 16), (16, 16))
+SPLITS = (
+    Sampling(16, 0),
+    Sampling(8, 8),
+    Sampling(8, 8, head_mass=0.99),
+    Sampling(8, 8, head_mass=0.99, tail_mass=0.3),
+    Sampling(4, 12),
+    Sampling(1, 15),
+    Sampling(0, 16),
+    Sampling(16, 16),
+    Sampling(16, 16, head_mass=0.99, tail_mass=0.3),
+)
 
 
 def main() -> None:
@@ -41,14 +52,18 @@ def main() -> None:
         hidden = completion_hidden(policy, *inputs)
     case = Case(log_p, hidden, Head.of(policy), layout)
     rows = [
-        case.measure(*split, estimator, options.repeats) for split in SPLITS for estimator in of_split(*split)
+        case.measure(split, estimator, options.repeats) for split in SPLITS for estimator in of_split(split)
     ]
     print(f"{len(records)} pairs, {len(log_p):,} completion tokens, V = {log_p.shape[1]:,}, "
           f"exact KL {case.exact_kl.sum() / len(log_p):.4f} nats a token")  # fmt: skip
-    print(f"{'head':>4} {'tail':>4}  {'estimator':<12} {'bias':>8} {'rms':>8} {'cosine':>8}")
+    print(
+        f"{'head':>4} {'to':>5} {'tail':>4} {'from':>5} {'entries':>7}  {'estimator':<12} "
+        f"{'bias':>8} {'rms':>8} {'cosine':>8}"
+    )
     for row in rows:
         print(
-            f"{row['head']:>4} {row['tail']:>4}  {row['estimator']:<12} "
+            f"{row['head']:>4} {row['head_mass']:>5} {row['tail']:>4} {row['tail_mass']:>5} "
+            f"{row['entries']:>7.1f}  {row['estimator']:<12} "
             f"{row['bias']:>+8.2%} {row['rms']:>8.2%} {row['cosine']:>8.5f}"
         )
     if options.json:
@@ -67,9 +82,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def of_split(head: int, tail: int) -> tuple[str, ...]:
+def of_split(split: Sampling) -> tuple[str, ...]:
     """The estimators that differ on this split; without draws there is only the bucket."""
-    return ESTIMATORS if tail else ("bucket",)
+    return ESTIMATORS if split.tail else ("bucket",)
 
 
 def logits(head: Head, hidden: Tensor) -> Tensor:
@@ -109,37 +124,37 @@ class Case:
         loss = self.objective(chosen, rejected).loss.mean()
         return torch.autograd.grad(loss, hidden)[0], kl.detach()
 
-    def measure(self, k: int, m: int, estimator: str, repeats: int) -> dict[str, Any]:
+    def measure(self, split: Sampling, estimator: str, repeats: int) -> dict[str, Any]:
         """Bias and root-mean-square error of a completion's KL, and the gradient's mean cosine."""
-        errors, cosines = [], []
-        for _ in range(repeats if m else 1):
-            ids = self.draw(k, m)
-            gradient, kl = self.gradient(lambda log_q, ids=ids: self.estimate(log_q, ids, k, estimator))
+        errors, cosines, entries = [], [], 0.0
+        for _ in range(repeats if split.tail else 1):
+            ids, logp = self.draw(split)
+            entries = float((logp > -torch.inf).sum(-1).double().mean())
+            gradient, kl = self.gradient(
+                lambda log_q, ids=ids, logp=logp: self.estimate(log_q, ids, logp, split.head, estimator)
+            )
             errors.append(to_padded(kl, self.mask).sum(-1) - self.exact_kl)
             cosines.append(torch.cosine_similarity(gradient.flatten(), self.exact_gradient.flatten(), 0))
         error, scale = torch.stack(errors), float(self.exact_kl.mean())
         return {
-            "head": k,
-            "tail": m,
+            **split._asdict(),
+            "entries": entries,
             "estimator": estimator,
             "bias": float(error.mean()) / scale,
             "rms": float(error.square().mean().sqrt()) / scale,
             "cosine": float(torch.stack(cosines).mean()),
         }
 
-    def draw(self, k: int, m: int) -> Tensor:
-        """A fresh sample [N, k + m] of the reference's distributions."""
-        head = self.log_p.topk(k, -1).indices
-        if not m:
-            return head
-        rest = self.log_p.exp().scatter(-1, head, 0).clamp(min=1e-30)
-        return torch.cat([head, torch.multinomial(rest, m, replacement=True)], -1)
+    def draw(self, split: Sampling) -> tuple[Tensor, Tensor]:
+        """Ids and log-probs [N, k + m] of a fresh sample of the reference's distributions, as cached."""
+        uniforms = torch.rand(len(self.log_p), split.tail)
+        said = describe(self.log_p.clone(), self.labels, split, uniforms)
+        return said.ids, said.dist_logp.half().float()
 
-    def estimate(self, log_q: Tensor, ids: Tensor, k: int, estimator: str) -> Tensor:
-        """The sampled KL [N], the reference's side rounded as the cache rounds it."""
-        cached = self.log_p.gather(1, ids).half().float()
+    def estimate(self, log_q: Tensor, ids: Tensor, logp: Tensor, k: int, estimator: str) -> Tensor:
+        """The KL [N] estimated from a sample."""
         kl = forward_kl(
-            to_padded(cached, self.mask),
+            to_padded(logp, self.mask),
             to_padded(log_q.gather(1, ids), self.mask),
             k,
             self.mask,

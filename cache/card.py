@@ -49,6 +49,7 @@ def dataset_card(manifest: Manifest) -> str:
         "| | |",
         "| --- | --- |",
         f"| pairs | {manifest.rows:,} of {manifest.source_rows:,} rows |",
+        *([f"| part | {manifest.part} |"] if manifest.part else []),
         f"| prompt tokens | {manifest.prompt_tokens:,} |",
         f"| completion tokens | {manifest.completion_tokens:,} |",
         f"| bytes | {manifest.bytes:,} |",

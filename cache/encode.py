@@ -8,16 +8,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from .entries import Entries, packed
 from .errors import CacheError
-from .pairs import SIDES
-from .schema import ROW_GROUP_ROWS, CachedStatistics, parquet_options, shard_schema, side_columns
+from .pairs import SIDES, SideStatistics
+from .schema import (
+    COLUMNS,
+    ENTRY_COLUMNS,
+    ROW_GROUP_ROWS,
+    CachedStatistics,
+    parquet_options,
+    shard_schema,
+    side_columns,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from .pairs import ScoredPair, Side
+
+# Bytes of a row group in memory, unless one pair alone takes more: a reader that shuffles holds dozens.
+ROW_GROUP_BYTES = 8 << 20
 
 
 def write_pairs(
@@ -29,15 +41,31 @@ def write_pairs(
 ) -> None:
     """Write scored pairs, in the order given, as one Parquet file of row groups of `row_group_rows` rows.
 
+    Where whole distributions or hidden states are cached, row groups are kept to `ROW_GROUP_BYTES`.
     The same pairs give the same bytes with the same version of pyarrow.
     """
     schema = shard_schema(statistics)
     # Not a `with` block: where the disk is full, closing would fail again and hide the first error.
     writer = pq.ParquetWriter(file, schema, **parquet_options(schema))
-    for start in range(0, len(scored), row_group_rows):
-        group = scored[start : start + row_group_rows]
+    for group in _row_groups(scored, row_group_rows):
         writer.write_table(_table(group, schema, statistics), row_group_size=row_group_rows)
     writer.close()
+
+
+def _row_groups(scored: Sequence[ScoredPair], rows: int) -> Iterator[Sequence[ScoredPair]]:
+    start, held = 0, 0
+    for at, one in enumerate(scored):
+        size = sum(_bytes(one.side(side)) for side in SIDES)
+        if at > start and (at - start == rows or held + size > ROW_GROUP_BYTES):
+            yield scored[start:at]
+            start, held = at, 0
+        held += size
+    if start < len(scored):
+        yield scored[start:]
+
+
+def _bytes(side: SideStatistics) -> int:
+    return sum(values.nbytes for name in side.__slots__ if (values := getattr(side, name)) is not None)
 
 
 def check_scored(one: ScoredPair, statistics: CachedStatistics) -> None:
@@ -61,20 +89,23 @@ def check_scored(one: ScoredPair, statistics: CachedStatistics) -> None:
 
 
 def _shapes(tokens: int, statistics: CachedStatistics) -> dict[str, tuple[int, ...] | None]:
-    dist = (tokens, statistics.entries) if "dist" in statistics.names else None
-    return {
-        "ref_logp": (tokens,),
-        "ref_entropy": (tokens,) if statistics.entropy else None,
-        "dist_ids": dist,
-        "dist_logp": dist,
-    }
+    shapes: dict[str, tuple[int, ...] | None] = dict.fromkeys(SideStatistics.__slots__)
+    for column in side_columns(statistics.names):
+        if column in shapes:
+            width = statistics.width(column)
+            shapes[column] = (tokens,) if width is None else (tokens, width)
+    return shapes
 
 
 def _check_values(one: ScoredPair, side: Side, statistics: CachedStatistics) -> None:
     values = one.side(side)
-    for column in ("ref_logp", "ref_entropy", "dist_logp"):
+    for column in ("ref_logp", "ref_entropy", "dist_logp", "ref_hidden"):
         numbers = getattr(values, column)
-        if numbers is not None and not np.isfinite(numbers).all():
+        if numbers is None:
+            continue
+        # An entry that a token does not have.
+        absent = numbers == -np.inf if column == "dist_logp" else False
+        if not (np.isfinite(numbers) | absent).all():
             raise CacheError(
                 f"row {one.pair.row}: the reference gives a {side} {column} that is not finite: "
                 "score it in another dtype, or check the model's weights"
@@ -96,10 +127,26 @@ def _table(scored: Sequence[ScoredPair], schema: pa.Schema, statistics: CachedSt
     }
     for side in SIDES:
         for suffix in side_columns(statistics.names):
-            lists[f"{side}_{suffix}"] = [np.ravel(getattr(one.side(side), suffix)) for one in scored]
+            if suffix not in ENTRY_COLUMNS:
+                lists[f"{side}_{suffix}"] = [
+                    np.ravel(getattr(one.side(side), suffix)).astype(COLUMNS[suffix].dtype, copy=False)
+                    for one in scored
+                ]
+        if "dist" in statistics.names:
+            entries = [_entries(one.side(side), statistics) for one in scored]
+            lists |= {
+                f"{side}_{name}": list(parts)
+                for name, parts in zip(ENTRY_COLUMNS, zip(*entries, strict=True), strict=True)
+            }
     for name, parts in lists.items():
         columns[name] = _list_array(parts, schema.field(name).type)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _entries(side: SideStatistics, statistics: CachedStatistics) -> Entries:
+    assert side.dist_ids is not None
+    assert side.dist_logp is not None
+    return packed(side.dist_ids, side.dist_logp.astype(np.float16, copy=False), statistics.head)
 
 
 def _list_array(parts: list[NDArray[Any]], kind: pa.ListType) -> pa.ListArray:

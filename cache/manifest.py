@@ -9,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import CacheError
-from .files import is_plain_name, write_all
 from .schema import FORMAT, FORMAT_VERSION
+from .scores.sets import ScoreSet, parse_scores
+from .storage.files import Written, is_plain_name, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    from .files import Folder
+    from .storage.files import Folder
 
 MANIFEST_NAME = "manifest.json"
 FIRST_ROWS = 10
@@ -58,6 +58,34 @@ class Shard:
     skipped: dict[str, Skipped] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A contiguous run of a cache's shards, built on its own: part `index` (from 1) of `of` parts."""
+
+    index: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Part:
+        """Read `2/5`.
+
+        Raises:
+            ValueError: it is not two whole numbers i/n with 1 <= i <= n.
+
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            raise ValueError(text)
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.of}"
+
+    def shards(self, count: int) -> range:
+        """Shards of this part, of `count` in all: parts are as even as can be, and may be empty."""
+        return range((self.index - 1) * count // self.of, self.index * count // self.of)
+
+
 @dataclass(slots=True)
 class Manifest:
     """The content of `manifest.json`. Totals are derived from the ledger, never kept beside it."""
@@ -68,11 +96,34 @@ class Manifest:
     shard_rows: int
     shards: list[Shard] = field(default_factory=list)
     complete: bool = False
+    part: Part | None = None
+    scores: dict[str, ScoreSet] = field(default_factory=dict)
+    files: dict[str, Written] = field(default_factory=dict)
+    """Further files of the cache by name, such as the reference's output head."""
 
     @property
     def shard_count(self) -> int:
-        """Shards of the finished cache."""
+        """Shards of the finished cache, of all its parts."""
         return -(-self.source_rows // self.shard_rows)
+
+    @property
+    def expected(self) -> range:
+        """Indices of the shards that this folder holds when it is finished: all, or those of its part."""
+        return range(self.shard_count) if self.part is None else self.part.shards(self.shard_count)
+
+    @property
+    def expected_count(self) -> int:
+        """Number of `expected` shards; `len` of a range fails on what a damaged manifest may say."""
+        return self.expected.stop - self.expected.start
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """All that two folders must agree on for one to go on with the other."""
+        return self.identity | {
+            "source_rows": self.source_rows,
+            "shard_rows": self.shard_rows,
+            **({} if self.part is None else {"part": str(self.part)}),
+        }
 
     @property
     def rows(self) -> int:
@@ -122,8 +173,11 @@ class Manifest:
             "provenance": self.provenance,
             "source_rows": self.source_rows,
             "shard_rows": self.shard_rows,
+            **({} if self.part is None else {"part": asdict(self.part)}),
             "totals": totals,
             "shards": [asdict(shard) for shard in self.shards],
+            **({"files": {n: asdict(one) for n, one in sorted(self.files.items())}} if self.files else {}),
+            **({"scores": {n: one.to_dict() for n, one in self.scores.items()}} if self.scores else {}),
         }
         return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -139,11 +193,15 @@ def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def identity_differences(cached: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def identity_differences(
+    cached: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    words: tuple[str, str] = ("the cache has", "you ask for"),
+) -> list[str]:
     """Say where two identities differ, a line each: `statistics.k: the cache has 8, you ask for 16`."""
     have, want = _flat(plain_json(cached)), _flat(plain_json(asked))
     return [
-        f"{key}: the cache has {have.get(key, 'nothing')}, you ask for {want.get(key, 'nothing')}"
+        f"{key}: {words[0]} {have.get(key, 'nothing')}, {words[1]} {want.get(key, 'nothing')}"
         for key in sorted(have.keys() | want.keys())
         if have.get(key) != want.get(key)
     ]
@@ -173,13 +231,15 @@ def read_manifest(folder: Folder) -> Manifest:
             version, or that names files outside the folder.
 
     """
-    path = folder.path / MANIFEST_NAME
+    path = folder.locate(MANIFEST_NAME)
     if not folder.exists():
-        found = "is not a folder" if folder.path.exists() else "does not exist"
-        raise CacheError(f"no cache at {folder.path}: it {found}; check the path, or run tdpo cache build")
+        found = "is not a folder" if folder.is_file() else "does not exist"
+        raise CacheError(
+            f"no cache at {folder.location}: it {found}; check the path, or run tdpo cache build"
+        )
     if folder.size(MANIFEST_NAME) is None:
         raise CacheError(
-            f"{folder.path} is not a cache: it has no {MANIFEST_NAME}; check the path, or build one"
+            f"{folder.location} is not a cache: it has no {MANIFEST_NAME}; check the path, or build one"
         )
     try:
         document = json.loads(folder.read(MANIFEST_NAME).decode())
@@ -191,7 +251,7 @@ def read_manifest(folder: Folder) -> Manifest:
     return _parse(document, path)
 
 
-def _parse(document: Any, path: Path) -> Manifest:
+def _parse(document: Any, path: str) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CacheError(
             f'{path} is not the manifest of a cache ("format" is not "{FORMAT}"): check the path'
@@ -206,20 +266,60 @@ def _parse(document: Any, path: Path) -> Manifest:
         provenance=_get(document, "provenance", dict, path),
         source_rows=_count(document, "source_rows", path),
         shard_rows=_count(document, "shard_rows", path),
-        shards=[_parse_shard(entry, path) for entry in _get(document, "shards", list, path)],
+        shards=[parse_shard(entry, path) for entry in _get(document, "shards", list, path)],
         complete=_get(document, "complete", bool, path),
+        part=_parse_part(document["part"], path) if "part" in document else None,
+        files=_parse_files(document.get("files", {}), path),
     )
+    try:
+        manifest.scores = parse_scores(document.get("scores", {}))
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
     if manifest.shard_rows < 1:
         raise _damaged(path, '"shard_rows" is below 1')
     indices = [shard.index for shard in manifest.shards]
-    if indices != sorted(set(indices)) or (indices and indices[-1] >= manifest.shard_count):
+    if indices != sorted(set(indices)) or any(index not in manifest.expected for index in indices):
         raise _damaged(path, "its shards are out of order, repeated or too many")
-    if manifest.complete and len(indices) != manifest.shard_count:
-        raise _damaged(path, f"it is marked complete with {len(indices)} of {manifest.shard_count} shards")
+    if manifest.complete and len(indices) != manifest.expected_count:
+        raise _damaged(path, f"it is marked complete with {len(indices)} of {manifest.expected_count} shards")
     return manifest
 
 
-def _parse_shard(entry: Any, path: Path) -> Shard:
+def _parse_part(entry: Any, path: str) -> Part:
+    if not isinstance(entry, dict):
+        raise _damaged(path, '"part" is not an object')
+    part = Part(_count(entry, "index", path), _count(entry, "of", path))
+    if not 1 <= part.index <= part.of:
+        raise _damaged(path, f'"part" is {part.index} of {part.of}')
+    return part
+
+
+def _parse_files(entries: Any, path: str) -> dict[str, Written]:
+    if not isinstance(entries, dict):
+        raise _damaged(path, '"files" is not an object')
+    files = {}
+    for name, entry in entries.items():
+        if not is_plain_name(name):
+            raise CacheError(
+                f"{path} names the file {name!r}, which is not a plain file name inside the folder: "
+                "do not use this cache, unless you know who wrote it"
+            )
+        if not isinstance(entry, dict):
+            raise _damaged(path, f"the entry of {name} is not an object")
+        sha256 = _get(entry, "sha256", str, path)
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise _damaged(path, f"the sha256 of {name} is not 64 hexadecimal digits")
+        files[name] = Written(_count(entry, "bytes", path), sha256)
+    return files
+
+
+def parse_shard(entry: Any, path: str) -> Shard:
+    """Check one entry of the ledger as read from `path`.
+
+    Raises:
+        CacheError: it is damaged, or names a file outside the folder.
+
+    """
     if not isinstance(entry, dict):
         raise _damaged(path, "a shard's entry is not an object")
     file = entry.get("file")
@@ -253,7 +353,7 @@ def _parse_shard(entry: Any, path: Path) -> Shard:
     )
 
 
-def _parse_skipped(entry: Any, path: Path) -> Skipped:
+def _parse_skipped(entry: Any, path: str) -> Skipped:
     if not isinstance(entry, dict):
         raise _damaged(path, "a shard's skipped rows are not an object")
     first_rows = _get(entry, "first_rows", list, path)
@@ -262,7 +362,7 @@ def _parse_skipped(entry: Any, path: Path) -> Skipped:
     return Skipped(_count(entry, "count", path), tuple(first_rows))
 
 
-def _damaged(path: Path, what: str) -> CacheError:
+def _damaged(path: str, what: str) -> CacheError:
     return CacheError(f"{path} is damaged: {what}; restore it, or build again with --overwrite")
 
 
@@ -270,14 +370,14 @@ def _whole(values: list[Any]) -> bool:
     return all(type(value) is int and value >= 0 for value in values)
 
 
-def _get(document: dict[str, Any], key: str, kind: type[_T], path: Path) -> _T:
+def _get(document: dict[str, Any], key: str, kind: type[_T], path: str) -> _T:
     value = document.get(key)
     if type(value) is not kind:  # not isinstance: True is no count
         raise _damaged(path, f'"{key}" is missing or not of the right type')
     return value
 
 
-def _count(document: dict[str, Any], key: str, path: Path) -> int:
+def _count(document: dict[str, Any], key: str, path: str) -> int:
     value = _get(document, key, int, path)
     if value < 0:
         raise _damaged(path, f'"{key}" is negative')

@@ -102,7 +102,10 @@ class SideStatistics:
         ref_entropy: float16 [T], entropy of the full next-token distribution; None where not cached.
         dist_ids: uint32 [T, n], token ids of the n = head + tail cached entries of the distribution: the
             head's most probable tokens first, then the tail's draws; None where not cached.
-        dist_logp: float16 [T, n], their log-probabilities under the full distribution.
+        dist_logp: float16 [T, n], their log-probabilities under the full distribution; -inf where a token has
+            fewer entries than n, in its head or among its draws.
+        ref_hidden: float32 [T, d], the reference's last hidden state, of which its output head makes the
+            distribution; rounded to bfloat16 where the cache says so; None where not cached.
 
     """
 
@@ -110,6 +113,7 @@ class SideStatistics:
     ref_entropy: NDArray[np.float16] | None = None
     dist_ids: NDArray[np.uint32] | None = None
     dist_logp: NDArray[np.float16] | None = None
+    ref_hidden: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)

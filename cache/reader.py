@@ -6,6 +6,7 @@ import operator
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,13 @@ import pyarrow.parquet as pq
 
 from .decode import DamagedShardError, RowGroup, columns_of
 from .errors import CacheError
-from .files import Folder
 from .manifest import read_manifest
 from .schema import STATISTICS, CachedStatistics, Statistic
+from .storage.files import Folder
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Iterator, Sequence
-    from pathlib import Path
 
     from .pairs import ScoredPair
 
@@ -40,8 +40,8 @@ def open_cache(
 
     Args:
         path: the cache's folder.
-        statistics: what to read of `ref_logp`, `ref_entropy` and `dist`; None reads all that is there. The
-            rest comes back as None and costs nothing. `ref_logp` is always read.
+        statistics: what to read of `ref_logp`, `ref_entropy`, `dist` and `ref_hidden`; None reads all that is
+            there. The rest comes back as None and costs nothing. `ref_logp` is always read.
         cached_groups: decoded row groups kept in memory. To read in `epoch_order`, a few more than its
             `pool_groups`, so that a batch across two pools loads nothing twice.
         allow_incomplete: open the finished shards of a build that has not ended.
@@ -76,17 +76,19 @@ class CacheReader:
         self.manifest = read_manifest(self._folder)
         self._cached_groups = cached_groups
         self._check_complete(allow_incomplete)
-        self.cached = CachedStatistics.of(self.manifest.identity, str(self.path))
+        self.cached = CachedStatistics.of(self.manifest.identity, self.location)
         self._wanted = self._checked(statistics)
         self._shards = [shard for shard in self.manifest.shards if shard.file is not None]
+        # Asked for with every row; the manifest would add up its shards each time.
+        self._length = self.manifest.rows
         self._check_files()
         self._index: tuple[list[int], list[tuple[int, int]]] | None = None
         self._start()
 
     @property
-    def path(self) -> Path:
-        """The cache's folder."""
-        return self._folder.path
+    def location(self) -> str:
+        """The cache's folder: its path or URL, as given."""
+        return self._folder.location
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class CacheReader:
         return [stop - start for start, stop in pairwise(starts)]
 
     def __len__(self) -> int:
-        return self.manifest.rows
+        return self._length
 
     def __getitem__(self, index: int) -> ScoredPair:
         return self.read([index])[0]
@@ -187,20 +189,28 @@ class CacheReader:
 
     def _check_complete(self, allow_incomplete: bool) -> None:
         if not self.manifest.complete and not allow_incomplete:
-            done, total = len(self.manifest.shards), self.manifest.shard_count
+            done, total = len(self.manifest.shards), self.manifest.expected_count
             raise CacheError(
-                f"the build of {self.path} has not ended, {done} of {total} shards are finished: "
+                f"the build of {self.location} has not ended, {done} of {total} shards are finished: "
                 "run the same build command again to go on with it"
             )
 
     def _check_files(self) -> None:
+        sizes = self._folder.sizes()
         for shard in self._shards:
-            size = self._folder.size(str(shard.file))
+            size = sizes.get(str(shard.file))
             if size != shard.bytes:
                 found = "is missing" if size is None else f"has {size} bytes instead of {shard.bytes}"
                 raise CacheError(
-                    f"{self.path / str(shard.file)} {found}: restore it, or run the same build "
+                    f"{self._folder.locate(str(shard.file))} {found}: restore it, or run the same build "
                     "command again, which scores only that shard"
+                )
+        for name in sorted(self.cached.files):
+            recorded = self.manifest.files.get(name)
+            if recorded is None or sizes.get(name) != recorded.bytes:
+                raise CacheError(
+                    f"{self._folder.locate(name)} is missing or not whole: restore it, or run the same build "
+                    "command again, which writes it again and keeps the shards"
                 )
 
     def _checked(self, statistics: Collection[str] | None) -> frozenset[Statistic]:
@@ -213,14 +223,14 @@ class CacheReader:
         missing = sorted(set(statistics) - self.cached.names)
         if missing:
             raise CacheError(
-                f"{self.path} was built without {', '.join(missing)}: build a cache that holds it"
+                f"{self.location} was built without {', '.join(missing)}: build a cache that holds it"
             )
         return frozenset(name for name in STATISTICS if name in statistics or name == "ref_logp")
 
     def _row(self, index: int | np.integer[Any]) -> int:
         row = operator.index(index)
         if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {self.path}, which has {len(self)}")
+            raise IndexError(f"row {row} of {self.location}, which has {len(self)}")
         return row % len(self)
 
     def _groups(self) -> tuple[list[int], list[tuple[int, int]]]:
@@ -231,8 +241,7 @@ class CacheReader:
         with self._guard:
             if self._index is None:
                 starts, places = [0], []
-                for at, shard in enumerate(self._shards):
-                    footer = self._file(at).metadata
+                for at, (shard, footer) in enumerate(zip(self._shards, self._footers(), strict=True)):
                     if footer.num_rows != shard.rows:
                         raise self._damaged(at, f"{footer.num_rows} rows instead of {shard.rows}")
                     for group in range(footer.num_row_groups):
@@ -240,6 +249,19 @@ class CacheReader:
                         starts.append(starts[-1] + footer.row_group(group).num_rows)
                 self._index = starts, places
             return self._index
+
+    def _footers(self) -> list[pq.FileMetaData]:
+        """Return each shard's footer; where every one is a request of its own, several are read at once."""
+        shards = range(len(self._shards))
+        if not self._folder.read_ahead:
+            return [self._file(at).metadata for at in shards]
+
+        def footer(at: int) -> pq.FileMetaData:
+            with self._opened(at) as file:
+                return file.metadata
+
+        with ThreadPoolExecutor(OPEN_FILES, thread_name_prefix="tdpo-footers") as threads:
+            return list(threads.map(footer, shards))
 
     def _group(self, group: int, wanted: frozenset[Statistic]) -> RowGroup:
         """Return a decoded row group, from memory where it was used lately."""
@@ -263,7 +285,7 @@ class CacheReader:
                 table = self._file(at).read_row_group(inside, columns=columns, use_threads=False)
                 if missing := sorted(set(columns) - set(table.column_names)):
                     raise DamagedShardError(f"it has no column {missing[0]}")
-                return RowGroup(table, self.cached.entries)
+                return RowGroup(table, self.cached)
             except (pa.ArrowException, OSError, DamagedShardError) as error:
                 raise self._damaged(at, (str(error) or type(error).__name__).splitlines()[0]) from error
 
@@ -271,17 +293,17 @@ class CacheReader:
         """Return an open shard; only a few stay open."""
         with self._guard:
             if at not in self._files:
-                name = str(self._shards[at].file)
-                source = self._folder.source(name)
-                try:
-                    self._files[at] = pq.ParquetFile(source, page_checksum_verification=True)
-                except (pa.ArrowException, OSError) as error:
-                    source.close()
-                    raise self._damaged(at, (str(error) or "unreadable").splitlines()[0]) from error
+                self._files[at] = self._opened(at)
                 while len(self._files) > OPEN_FILES:
                     self._files.popitem(last=False)[1].close(force=True)
             self._files.move_to_end(at)
             return self._files[at]
+
+    def _opened(self, at: int) -> pq.ParquetFile:
+        try:
+            return self._folder.parquet(str(self._shards[at].file))
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(at, (str(error) or "unreadable").splitlines()[0]) from error
 
     def _close_files(self) -> None:
         while self._files:
@@ -290,6 +312,6 @@ class CacheReader:
     def _damaged(self, at: int, what: str) -> CacheError:
         name = str(self._shards[at].file)
         return CacheError(
-            f"{self.path / name} is damaged ({what}): remove it and run the same build command again, which "
-            "scores only that shard"
+            f"{self._folder.locate(name)} is damaged ({what}): remove it and run the same build command "
+            "again, which scores only that shard"
         )

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .entries import Entries, unpacked
 from .pairs import SIDES, pair_id
-from .schema import side_columns
+from .schema import ENTRY_COLUMNS, side_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +67,12 @@ class _Lists:
     def split(self) -> list[NDArray[Any]]:
         return np.split(self.values, np.cumsum(self.lengths)[:-1])
 
+    def sums(self) -> NDArray[np.int64]:
+        """Add up each row's values [R]."""
+        ends = np.cumsum(self.lengths)
+        total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
+        return total[ends] - total[ends - self.lengths]
+
 
 class _Tokens:
     """Which row, and which place in it, each token of a row group's completions has."""
@@ -109,20 +116,10 @@ def _check_side(
     side: Side, rows: NDArray[np.int64], columns: dict[str, _Lists], statistics: CachedStatistics
 ) -> Iterator[Finding]:
     ids = columns[f"{side}_ids"]
-    disagree = False
     for row in rows[ids.lengths == 0].tolist():
         yield row, f"{side}_ids", "the completion has no tokens"
-    for suffix in side_columns(statistics.names):
-        width = statistics.entries if suffix.startswith("dist_") else 1
-        lengths, wanted = columns[f"{side}_{suffix}"].lengths, ids.lengths * width
-        for at in np.flatnonzero(lengths != wanted):
-            disagree = True
-            yield (
-                int(rows[at]),
-                f"{side}_{suffix}",
-                f"holds {lengths[at]} values, the {ids.lengths[at]} tokens of {side}_ids take {wanted[at]}",
-            )
-    if disagree:
+    if disagreements := list(_check_lengths(side, rows, columns, statistics)):
+        yield from disagreements
         return
     tokens, ref_logp = _Tokens(rows, ids.lengths), columns[f"{side}_ref_logp"].values
     yield from tokens.findings(f"{side}_ref_logp", _no_log_probability(ref_logp), _LOG_PROBABILITY, ref_logp)
@@ -132,17 +129,48 @@ def _check_side(
         inside = (entropy >= -_SLACK) & (entropy <= largest * (1 + FLOAT16_ERROR) + _SLACK)
         what = f"an entropy lies in 0 .. {largest:.4g}, the logarithm of the vocabulary's size"
         yield from tokens.findings(f"{side}_ref_entropy", ~inside, what, entropy)
+    checks: list[Iterator[_Check]] = []
+    if statistics.entropy:
+        checks.append(_check_float16("ref_entropy", columns[f"{side}_ref_entropy"].values))
     if "dist" in statistics.names:
-        shape = len(ids.values), statistics.entries
-        distribution = _Distribution(
-            columns[f"{side}_dist_ids"].values.reshape(shape).astype(np.int64),
-            columns[f"{side}_dist_logp"].values.reshape(shape).astype(np.float64),
-            statistics,
-        )
-        for suffix, bad, what, values in distribution.faults():
-            yield from tokens.findings(f"{side}_{suffix}", bad, what, values)
-        for suffix, bad, what, values in distribution.contradictions(ids.values, ref_logp):
-            yield from tokens.findings(f"{side}_{suffix}", bad, what, values)
+        distribution = _Distribution.of(_entries(side, columns), statistics)
+        checks += [_check_float16("dist_logp", distribution.logp)]
+        checks += [distribution.faults(), distribution.contradictions(ids.values, ref_logp)]
+    if statistics.hidden is not None:
+        hidden = columns[f"{side}_ref_hidden"].values.reshape(-1, statistics.hidden_size)
+        checks.append(_check_hidden(hidden, statistics.hidden))
+    for suffix, bad, what, shown in (check for some in checks for check in some):
+        yield from tokens.findings(f"{side}_{suffix}", bad, what, shown)
+
+
+def _entries(side: Side, columns: dict[str, _Lists]) -> Entries:
+    return Entries(*(columns[f"{side}_{name}"].values for name in ENTRY_COLUMNS))
+
+
+def _check_lengths(
+    side: Side, rows: NDArray[np.int64], columns: dict[str, _Lists], statistics: CachedStatistics
+) -> Iterator[Finding]:
+    """Yield the rows at which a column does not hold what the side's tokens take."""
+    tokens = columns[f"{side}_ids"].lengths
+    for suffix in side_columns(statistics.names):
+        lengths, wanted = columns[f"{side}_{suffix}"].lengths, tokens * (statistics.width(suffix) or 1)
+        if suffix in ENTRY_COLUMNS[:2]:
+            wanted = tokens
+        elif suffix in ENTRY_COLUMNS:
+            heads, tails = (columns[f"{side}_{name}"] for name in ENTRY_COLUMNS[:2])
+            if (heads.lengths != tokens).any() or (tails.lengths != tokens).any():
+                continue
+            wanted = heads.sums() + tails.sums()
+        for at in np.flatnonzero(lengths != wanted):
+            what = f"holds {lengths[at]} values, the {tokens[at]} tokens of {side}_ids take {wanted[at]}"
+            yield int(rows[at]), f"{side}_{suffix}", what
+    if "dist" in statistics.names:
+        owners = np.repeat(np.arange(len(rows)), tokens)
+        for suffix, most in zip(ENTRY_COLUMNS[:2], (statistics.head, statistics.tail), strict=True):
+            counts = columns[f"{side}_{suffix}"]
+            if (counts.lengths == tokens).all():
+                for at in np.unique(owners[counts.values > most]):
+                    yield int(rows[at]), f"{side}_{suffix}", f"a token has at most {most}"
 
 
 _LOG_PROBABILITY = "a log-probability is finite and at most 0"
@@ -151,19 +179,58 @@ _LOG_PROBABILITY = "a log-probability is finite and at most 0"
 _Check = tuple[str, "NDArray[np.bool_]", str, "NDArray[Any] | None"]
 
 
+def _check_float16(column: str, values: NDArray[Any]) -> Iterator[_Check]:
+    """Yield the values [N] or [N, n] of a float32 column of float16 values that are none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        inexact = np.isfinite(values) & (values.astype(np.float16).astype(np.float32) != values)
+    yield column, inexact, "is no float16 value", values
+
+
+def _check_hidden(hidden: NDArray[np.float32], dtype: str) -> Iterator[_Check]:
+    """Yield what is wrong with hidden states [N, d] of this precision."""
+    finite = np.isfinite(hidden)
+    yield "ref_hidden", ~finite, "a hidden state is finite", hidden
+    if dtype == "bfloat16":
+        # bfloat16 is the upper half of float32.
+        below = hidden.view(np.uint32) & 0xFFFF != 0
+        yield "ref_hidden", finite & below, "is no bfloat16 value", hidden
+
+
 @dataclass(frozen=True)
 class _Distribution:
-    """The cached entries at N tokens: ids int64 [N, n] and log-probabilities float64 [N, n], head first."""
+    """The cached entries at N tokens: ids int64 [N, n] and log-probabilities float64 [N, n], head first.
+
+    An entry that is not `there` has an id of its own, below 0, and is of log-probability -inf.
+    """
 
     ids: NDArray[np.int64]
     logp: NDArray[np.float64]
+    there: NDArray[np.bool_]
     statistics: CachedStatistics
+
+    @classmethod
+    def of(cls, entries: Entries, statistics: CachedStatistics) -> _Distribution:
+        """Spread entries that fit."""
+        # Marked by where they are, not by -inf: that a damaged entry may hold.
+        marks = Entries(entries.head, entries.tail, entries.ids, np.zeros(len(entries.ids)))
+        ids, absent = unpacked(marks, statistics.head, statistics.tail)
+        _, logp = unpacked(entries, statistics.head, statistics.tail)
+        there = absent == 0
+        spread = np.where(there, ids.astype(np.int64), -1 - np.arange(ids.shape[1]))
+        return cls(spread, logp.astype(np.float64), there, statistics)
+
+    @property
+    def last(self) -> NDArray[np.float64]:
+        """Log-probability of the last entry of each head [N, 1]; infinite where there is none."""
+        k = self.statistics.head
+        head = np.where(self.there[:, :k], self.logp[:, :k], np.inf)
+        return head.min(1, initial=np.inf, keepdims=True)
 
     def faults(self) -> Iterator[_Check]:
         """Yield what the entries break by themselves."""
         k, v = self.statistics.head, self.statistics.vocab_size
         yield "dist_ids", self.ids >= v, _not_below(self.statistics), self.ids
-        yield "dist_logp", _no_log_probability(self.logp), _LOG_PROBABILITY, self.logp
+        yield "dist_logp", self.there & _no_log_probability(self.logp), _LOG_PROBABILITY, self.logp
         head, tail = self.ids[:, :k], self.ids[:, k:]
         unsorted = np.zeros(self.ids.shape, dtype=bool)
         unsorted[:, 1:k] = self.logp[:, 1:k] > self.logp[:, : max(k - 1, 0)]
@@ -176,8 +243,9 @@ class _Distribution:
                 drawn[:, k:] |= tail == head[:, entry : entry + 1]
             yield "dist_ids", drawn, "a draw from the tail is in the head", self.ids
             likelier = np.zeros(self.ids.shape, dtype=bool)
-            likelier[:, k:] = self.logp[:, k:] > self.logp[:, k - 1 : k]
+            likelier[:, k:] = self.logp[:, k:] > self.last
             yield "dist_logp", likelier, "a draw from the tail is likelier than the head's last", self.logp
+        yield from self._counts()
         mass, slack = self._mass()
         yield "dist_logp", mass > 1 + slack, "the sum of the entries' probabilities, is above 1", mass
         if k == v:
@@ -192,8 +260,21 @@ class _Distribution:
         apart = same & (np.abs(self.logp - ref[:, None]) > tolerance[:, None])
         yield "dist_logp", apart, "ref_logp says otherwise of the same token", self.logp
         if k:
-            missed = ~same[:, :k].any(1) & (ref > self.logp[:, k - 1] + tolerance)
+            missed = ~same[:, :k].any(1) & (ref > self.last[:, 0] + tolerance)
             yield "ref_logp", missed, "likelier than the head's last, but not in the head", ref
+
+    def _counts(self) -> Iterator[_Check]:
+        """Yield the tokens whose number of entries is not what the shares of probability ask for."""
+        k, s = self.statistics.head, self.statistics
+        head = self.there[:, :k].sum(1)
+        p = np.exp(self.logp[:, :k])
+        slack = _SLACK + FLOAT16_ERROR * np.where(p > 0, p * np.abs(self.logp[:, :k]), 0).sum(1)
+        early = (head < k) & (p.sum(1) < s.head_mass - slack)
+        yield "dist_head", early, f"the head ends before it holds {s.head_mass:g} of the probability", head
+        draws = self.there[:, k:].sum(1)
+        share = np.minimum((1 - p.sum(1) - slack) / s.tail_mass, 1) if s.tail_mass else np.ones(len(p))
+        few = draws < np.maximum(np.ceil(s.tail * share), min(s.tail, 1))
+        yield "dist_tail", few, "there are fewer draws than what the head leaves asks for", draws
 
     def _mass(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what the entries' probabilities add up to, repeated draws once, and what float16 may add."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -14,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .errors import CacheError
-from .files import explained
+from .head import head_fault
+from .layout import ENTRY
 from .manifest import MANIFEST_NAME
-from .schema import CachedStatistics, shard_schema
+from .schema import HEAD_NAME, CachedStatistics, shard_schema
+from .scores.verify import check_scores
 from .values import check_values
 
 if TYPE_CHECKING:
@@ -24,15 +25,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .files import Folder
     from .manifest import Manifest, Shard
+    from .storage.files import Folder, Written
     from .values import Finding
 
 SHOWN = 20
 """Faults of one file that are told one by one; the others are counted."""
 
 _AGAIN = "run the same build command again"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,13 @@ def check_cache(folder: Folder, manifest: Manifest, progress: Callable[[int], No
         CacheError: the manifest does not say what the shards hold, or the folder cannot be listed.
 
     """
-    statistics = CachedStatistics.of(manifest.identity, str(folder.path))
+    statistics = CachedStatistics.of(manifest.identity, folder.location)
     faults = Faults()
     for what in (*_check_manifest(folder, manifest), *_check_names(folder, manifest)):
         faults.add(MANIFEST_NAME, None, None, what)
+    for name in sorted(statistics.files | manifest.files.keys()):
+        for what in _check_other(folder, name, manifest, statistics):
+            faults.add(name, None, None, what)
     done = 0
     for shard in manifest.shards:
         label = shard.file or f"shard {shard.index}"
@@ -99,11 +102,13 @@ def check_cache(folder: Folder, manifest: Manifest, progress: Callable[[int], No
                 faults.add(shard.file, *finding)
         done += shard.rows
         progress(done)
+    for file, row, column, what in check_scores(folder, manifest):
+        faults.add(file, row, column, what)
     return faults
 
 
 def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[str]:
-    done, total = len(manifest.shards), manifest.shard_count
+    done, total = len(manifest.shards), manifest.expected_count
     if done < total:
         yield f"{total - done:,} of {total:,} shards missing: {_AGAIN}"
     elif not manifest.complete:
@@ -117,10 +122,12 @@ def _check_manifest(folder: Folder, manifest: Manifest) -> Iterator[str]:
 
 def _check_names(folder: Folder, manifest: Manifest) -> Iterator[str]:
     """Yield the files that DuckDB or a hub would take for shards: they read pairs-*.parquet."""
-    named = {shard.file for shard in manifest.shards}
-    for name in folder.names():
+    named, names = {shard.file for shard in manifest.shards}, folder.names()
+    for name in names:
         if fnmatchcase(name, "pairs-*.parquet") and name not in named:
-            yield f"{name} is in the folder, but not in the ledger: move it elsewhere"
+            waits = name.removesuffix(".parquet") + ENTRY in names
+            what = f"its entry file waits: {_AGAIN}" if waits else "move it elsewhere"
+            yield f"{name} is in the folder, but not in the ledger: {what}"
     twice = [name for name, count in Counter(shard.file for shard in manifest.shards).items() if count > 1]
     for file in filter(None, twice):
         yield f"{file} is in the ledger more than once"
@@ -155,10 +162,7 @@ def _check_file(
         if damage := _damage(folder, name, shard):
             yield None, None, damage
             return
-        with (
-            folder.source(name) as source,
-            pq.ParquetFile(source, page_checksum_verification=True) as file,
-        ):
+        with folder.parquet(name) as file:
             wrong = list(_check_schema(file, statistics))
             yield from wrong
             if not wrong:
@@ -167,18 +171,26 @@ def _check_file(
         yield None, None, f"cannot be read ({(str(error) or type(error).__name__).splitlines()[0]})"
 
 
-def _damage(folder: Folder, name: str, shard: Shard) -> str | None:
+def _check_other(
+    folder: Folder, name: str, manifest: Manifest, statistics: CachedStatistics
+) -> Iterator[str]:
+    """Yield what is wrong with a file beside the shards."""
+    if name not in manifest.files:
+        yield f"is not in the manifest: {_AGAIN}"
+    elif damage := _damage(folder, name, manifest.files[name]):
+        yield damage
+    elif name == HEAD_NAME and (problem := head_fault(folder, statistics)):
+        yield problem
+
+
+def _damage(folder: Folder, name: str, shard: Shard | Written) -> str | None:
     """Return what is wrong with a file as a string of bytes."""
     size = folder.size(name)
     if size is None:
         return f"is missing: restore it, or {_AGAIN}"
     if size != shard.bytes:
         return f"has {size:,} bytes instead of {shard.bytes:,}: restore it, or {_AGAIN}"
-    digest = hashlib.sha256()
-    with folder.source(name) as source, explained("read", folder.path / name):
-        while chunk := source.read(_CHUNK):
-            digest.update(chunk)
-    if digest.hexdigest() != shard.sha256:
+    if folder.sha256(name) != shard.sha256:
         return f"is damaged, its sha256 is not the ledger's: restore it, or remove it and {_AGAIN}"
     return None
 

@@ -2,7 +2,15 @@
 
 from ..cache.errors import CacheError, TdpoError
 
-__all__ = ["CacheError", "ConfigError", "DataError", "ModelError", "PluginError", "TdpoError"]
+__all__ = [
+    "CacheError",
+    "ConfigError",
+    "DataError",
+    "LeaderEndedError",
+    "ModelError",
+    "PluginError",
+    "TdpoError",
+]
 
 
 class ConfigError(TdpoError):
@@ -15,6 +23,13 @@ class DataError(TdpoError):
 
 class ModelError(TdpoError):
     """A model or tokenizer that cannot be loaded, or does not fit the cache."""
+
+
+class LeaderEndedError(TdpoError):
+    """Of several processes, the one that leads ended; it has said why."""
+
+    def __init__(self) -> None:
+        super().__init__("the process of rank 0 ended: it says why")
 
 
 class PluginError(TdpoError):

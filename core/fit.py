@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.reader import CacheReader, open_cache
-from .checks import check_needs, check_policy, find_policy, open_evaluation
+from .checks import check_model, check_needs, find_policy, open_evaluation, statistics_to_read
 from .config import FitConfig, fit_config
+from .joining import join_scores
 from .models import disable_dropout, find_model, load_model, load_tokenizer
 from .quiet import quiet_libraries
 from .registry import objective as make_objective
@@ -61,11 +62,11 @@ def run_fit(config: FitConfig, *, quiet: bool = False) -> FitResult:
     """Run the fit that ``config`` describes. Raises as :func:`fit`."""
     reader = open_cache(config.cache)
     objective = make_objective(config.plugin, **config.set)
+    reader, evaluation = join_scores(config, objective, reader, open_evaluation(config, reader))
     check_needs(config, objective, reader)
-    evaluation = open_evaluation(config, reader)
     policy = find_policy(config, reader)
     tokenizer = load_tokenizer(policy, option="--model")
-    check_policy(policy, tokenizer, reader)
+    check_model(policy, tokenizer, reader, option="--model")
 
     from .training.arguments import training_arguments
 
@@ -104,8 +105,8 @@ def _train(
     trainer = PreferenceTrainer(
         model,
         objective,
-        CachedPairs(reader),
-        CachedPairs(evaluation) if evaluation is not None else None,
+        CachedPairs(reader, statistics_to_read(objective, reader)),
+        CachedPairs(evaluation, statistics_to_read(objective, reader)) if evaluation is not None else None,
         estimator=config.kl_estimator,
         check_start=not config.other_start and checkpoint is None,
         args=arguments,

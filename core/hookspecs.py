@@ -16,5 +16,10 @@ def tdpo_objectives() -> dict[str, str]:  # type: ignore[empty-body]
 
 
 @hookspec
+def tdpo_statistics() -> dict[str, str]:  # type: ignore[empty-body]
+    """Statistics: name (as in ``--statistic NAME``) -> ``"module:class"``, a ``tdpo.Statistic``."""
+
+
+@hookspec
 def tdpo_commands() -> dict[str, str]:  # type: ignore[empty-body]
     """Commands: name (as in ``tdpo NAME``) -> ``"module:command"``, a ``click.Command``."""

@@ -3,14 +3,23 @@
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from ..cache.manifest import Manifest
+from ..cache.storage.files import is_url
+from .adapters import Adapter, adapter_hint, find_adapter, require
 from .errors import ModelError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+
+# What bitsandbytes is told of each quantisation; part of what proves which reference it was.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "8bit": {"load_in_8bit": True},
+}
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,12 @@ class ModelSource:
     revision: str | None
     config: Any
     """Its transformers configuration."""
+    adapter: Adapter | None = None
+    """What is merged into it."""
+    quantization: str | None = None
+    """``4bit`` or ``8bit``, how it is loaded."""
+    device_map: str | None = None
+    """``auto`` to have accelerate spread it over what memory there is."""
 
     @property
     def local(self) -> bool:
@@ -37,8 +52,14 @@ class ModelSource:
         """What proves which weights these are: their content hash, or the hub's commit."""
         proof: dict[str, Any] = {"architecture": (self.config.architectures or [None])[0]}
         if self.local:
-            return {**proof, "weights_sha256": weights_sha256(Path(self.name))}
-        return {**proof, "name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+            proof["weights_sha256"] = weights_sha256(Path(self.name))
+        else:
+            proof |= {"name": self.name, "commit": getattr(self.config, "_commit_hash", None)}
+        if self.adapter is not None:
+            proof["adapter"] = self.adapter.identity()
+        if self.quantization is not None:
+            proof["quantization"] = QUANTIZATIONS[self.quantization]
+        return proof
 
 
 def find_model(name: str, revision: str | None = None, *, option: str) -> ModelSource:
@@ -72,48 +93,81 @@ def find_model(name: str, revision: str | None = None, *, option: str) -> ModelS
             f"({_first_line(error)}); check the path"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{option} {name}: a {config.model_type!r} model is no causal language model")
+        raise ModelError(
+            f"{option} {name}: a {config.model_type!r} model is no causal language model; give one that "
+            "AutoModelForCausalLM opens"
+        )
     return ModelSource(name, revision, config)
 
 
-def find_reference(manifest: Manifest, cache: str | os.PathLike[str], *, option: str) -> ModelSource:
+def find_reference(
+    manifest: Manifest, cache: str | os.PathLike[str], *, option: str, name: str | None = None
+) -> ModelSource:
     """The reference that a cache was built from: where its manifest says, or beside the cache's folder.
+
+    With the adapter and the quantisation of the build.
 
     Args:
         manifest: the cache's.
         cache: the cache's folder.
         option: the option that could have named the model, for messages.
+        name: the model, where it was named.
 
     Raises:
         ModelError: it cannot be opened; asks for its place.
     """
-    name = str(manifest.provenance.get("reference"))
-    beside = Path(cache).resolve().parent / name
-    if not Path(name).exists() and beside.is_dir():
-        name = str(beside)
-    commit = manifest.identity.get("reference", {}).get("commit")
-    try:
-        return find_model(name, commit, option=option)
-    except ModelError as error:
-        raise ModelError(
-            f"the reference that {cache} was built from, {name}, cannot be opened; give its place with "
-            f"{option} ({error})"
-        ) from error
+    recorded = manifest.identity.get("reference", {})
+    named = name is not None
+    if name is not None:
+        source = find_model(name, option=option)
+    else:
+        name = _moved(str(manifest.provenance.get("reference")), cache)
+        try:
+            source = find_model(name, recorded.get("commit"), option=option)
+        except ModelError as error:
+            raise ModelError(
+                f"the reference that {cache} was built from, {name}, cannot be opened; give its place with "
+                f"{option} ({error})"
+            ) from error
+    quantization = next((k for k, v in QUANTIZATIONS.items() if v == recorded.get("quantization")), None)
+    source = replace(source, quantization=quantization)
+    # A model that is named and is not the recorded base may be it with the adapter merged.
+    is_base = not named or all(recorded.get(key) == value for key, value in source.identity().items())
+    if "adapter" in recorded and is_base:
+        place = _moved(str(manifest.provenance.get("adapter")), cache)
+        try:
+            adapter = find_adapter(place)
+        except ModelError as error:
+            raise ModelError(
+                f"the adapter of the reference that {cache} was built from, {place}, cannot be opened; "
+                f"give a model that it is merged into with {option} ({error})"
+            ) from error
+        source = replace(source, adapter=adapter)
+    return source
+
+
+def _moved(name: str, cache: str | os.PathLike[str]) -> str:
+    """Where a model of this name is: there, or beside the cache's folder, with which it may have moved."""
+    beside = None if is_url(cache) else Path(cache).resolve().parent / name
+    return str(beside) if beside is not None and not Path(name).exists() and beside.is_dir() else name
 
 
 def _check_folder(folder: Path, option: str) -> None:
     if not (folder / "config.json").is_file():
-        hint = "; it is a LoRA adapter: merge it first" if (folder / "adapter_config.json").is_file() else ""
+        hint = adapter_hint(folder, option)
         raise ModelError(f"{option} {folder}: holds no model (config.json is missing){hint}")
     if not weight_files(folder):
         raise ModelError(f"{option} {folder}: holds no weights (*.safetensors); save_pretrained writes them")
 
 
 def load_model(source: ModelSource, *, dtype: str, attention: str | None = None) -> Any:
-    """The causal language model, on the CPU, in evaluation mode, dropout untouched.
+    """The causal language model in evaluation mode, its adapter merged, dropout untouched.
+
+    It is on the CPU, unless it is quantised or spread by a device map.
 
     Raises:
-        ModelError: the weights cannot be read or the attention backend is not available.
+        ModelError: the weights cannot be read, the attention backend is not available, or a package that the
+            quantisation or the adapter takes is not installed.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -121,13 +175,53 @@ def load_model(source: ModelSource, *, dtype: str, attention: str | None = None)
     options: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if attention is not None:
         options["attn_implementation"] = attention
+    if source.device_map is not None:
+        options["device_map"] = source.device_map
+    if source.quantization is not None:
+        options["quantization_config"] = _quantization(source.quantization, dtype)
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.name, revision=source.revision, **options)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            source.name,
+            revision=source.revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            **options,
+        )
     except Exception as error:
         raise ModelError(
             f"{source.name}: the model does not load: {type(error).__name__}: {_first_line(error)}"
         ) from error
+    model, loaded = found
+    _check_loaded(source, loaded)
+    if source.adapter is not None:
+        model = source.adapter.merge_into(model, quantized=source.quantization is not None)
     return model.eval()
+
+
+def _quantization(name: str, dtype: str) -> Any:
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    require("bitsandbytes", "quantization", f"--ref-quantization {name}")
+    settings = dict(QUANTIZATIONS[name])
+    if name == "4bit":
+        settings["bnb_4bit_compute_dtype"] = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+    return BitsAndBytesConfig(**settings)
+
+
+def _check_loaded(source: ModelSource, loaded: dict[str, Any]) -> None:
+    """Refuse weights that do not fill the model: transformers would fill the rest with random numbers."""
+    lacking = [f"{name} is not there" for name in sorted(loaded["missing_keys"])]
+    lacking += [
+        f"{name} is {list(there)} there and {list(wanted)} in config.json"
+        for name, there, wanted in sorted(loaded["mismatched_keys"])
+    ]
+    if lacking:
+        more = f", and {len(lacking) - 1} more like it" if len(lacking) > 1 else ""
+        raise ModelError(
+            f"{source.name}: its weights are not those of its config.json ({lacking[0]}{more}); "
+            "fetch or save the model again"
+        )
 
 
 def disable_dropout(model: Any) -> None:
@@ -222,4 +316,4 @@ def first_difference(ours: Any, theirs: Any) -> str | None:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
-    return text[0][:200] if text else type(error).__name__
+    return shorten(text[0], 200, placeholder=" ...") if text else type(error).__name__

@@ -5,6 +5,7 @@ distributed call. Built-in and third-party objectives import this module only.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -46,6 +47,8 @@ class Completions:
     """H(ref(.|s_t)) over the full vocabulary, from the cache."""
     token_weight: Tensor | None = None
     """What a weighting multiplies each token's log-ratio with; 1 where there is none."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Statistics added to the cache, by their name in ``needs``; read them with :meth:`added`."""
 
     @property
     def log_ratio(self) -> Tensor:
@@ -57,6 +60,20 @@ class Completions:
     def length(self) -> Tensor:
         """Completion tokens [B], int64."""
         return self.mask.sum(-1)
+
+    def added(self, name: str) -> Tensor:
+        """A statistic added to the cache (``tdpo cache add``), by its name in ``needs``; without gradient.
+
+        Returns:
+            One number a token: [B, T], right-padded. Several a token: [B, T, n]. A vector a completion, or
+            one of the pair: [B, d], the pair's the same on both sides. float32; int64 for whole numbers.
+
+        Raises:
+            ValueError: it was not read, because the objective's ``needs`` does not name it.
+        """
+        if name not in self.extra:
+            raise ValueError(f"the statistic {name!r} was not read; name it in the objective's `needs`")
+        return self.extra[name]
 
     def sum(self, x: Tensor | None) -> Tensor:
         """Sum of ``x [B, T]`` over completion tokens -> [B], in float32 or wider.
@@ -93,7 +110,8 @@ class Objective(ABC):
     """A preference loss. Subclass as a frozen dataclass whose fields are :func:`hyperparameter` s."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp."""
+    """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp, and of columns added to the
+    cache: ``"positive_logp"``, or ``"second.ref_logp"`` for the column of one set of scores."""
     paper: ClassVar[str] = ""
     """Where the formula comes from, such as ``"arXiv 2305.18290"``."""
     formula: ClassVar[str] = ""

@@ -5,6 +5,7 @@ arguments of the Python functions all come from such fields, and all are checked
 """
 
 import dataclasses
+import datetime
 import difflib
 import os
 import types
@@ -116,6 +117,9 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             return None
         raise ConfigError(f"{where}: no value given; expected {_kind_name(kind)}")
     origin = typing.get_origin(kind) or kind
+    if origin is list:
+        items = value if isinstance(value, list | tuple) else [value]
+        return [coerce(item, typing.get_args(kind)[0], where) for item in items]
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where}: expected names with values, not {value!r}")
@@ -127,7 +131,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             return _as_int(value)
         if kind is float and not isinstance(value, bool):
             return float(value)
-        if kind is str and isinstance(value, str | int | float | os.PathLike):
+        if kind is str and isinstance(value, str | int | float | os.PathLike | datetime.date):
             return str(value)
         if kind is Any:
             return value
@@ -154,6 +158,8 @@ def _as_int(value: Any) -> int:
 
 
 def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is list:
+        return f"one or several of: {_kind_name(typing.get_args(kind)[0])}"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "text"}.get(kind, str(kind))
 
 

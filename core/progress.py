@@ -13,12 +13,12 @@ class Progress:
 
     Args:
         what: the work, in a word or two.
-        total: items to do.
+        total: items to do; None where that is not known before the end.
         unit: what the rate counts, such as ``"tokens"``.
         quiet: show nothing.
     """
 
-    def __init__(self, what: str, total: int, unit: str, *, quiet: bool = False):
+    def __init__(self, what: str, total: int | None, unit: str, *, quiet: bool = False):
         self.what, self.total, self.unit, self.quiet = what, total, unit, quiet
         self.done = 0
         self._told = -1
@@ -67,12 +67,12 @@ class Progress:
 
     def _plain_line(self) -> None:
         self._last, self._told = time.monotonic(), self.done
-        left = (self.total - self.done) / self.rate if self.done else 0
-        ending = f", {left:.0f} s left" if self.done < self.total else ""
-        self.note(
-            f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, "
-            f"{rate_text(self.rate)} {self.unit}/s{ending}"
-        )
+        total, ending = self.total if self.total is not None else self.done, ""
+        if self.done < total:
+            left = (total - self.done) / self.rate if self.done else 0
+            ending = f", {left:.0f} s left"
+        of = f" of {total:,}" if self.total is not None else ""
+        self.note(f"{self.what}: {self.done:,}{of} {self.unit}, {rate_text(self.rate)} {self.unit}/s{ending}")
 
 
 def rate_text(rate: float) -> str:
@@ -82,13 +82,19 @@ def rate_text(rate: float) -> str:
 
 def _rich_bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn(show_speed=False),
         TextColumn("{task.fields[rate]} {task.fields[unit]}/s"),
         TimeElapsedColumn(),
         TextColumn("left"),

@@ -15,6 +15,7 @@ from .options import construct, nearest
 
 if TYPE_CHECKING:
     from .objective import Objective
+    from .statistic import Statistic
 
 GROUP = "tdpo"
 
@@ -75,6 +76,11 @@ def objectives() -> dict[str, Registered]:
     return _collect("tdpo_objectives")
 
 
+def statistics() -> dict[str, Registered]:
+    """Every statistic's name and where it comes from."""
+    return _collect("tdpo_statistics")
+
+
 def commands() -> dict[str, Registered]:
     """Every plugin command's name and where it comes from."""
     return _collect("tdpo_commands")
@@ -109,6 +115,28 @@ def objective(name: str, /, **options: Any) -> "Objective":
         PluginError: unknown objective. ConfigError: unknown or out-of-range hyperparameter.
     """
     return construct(objective_class(name), options, where=f"{name}: ")
+
+
+def statistic_class(name: str) -> "type[Statistic]":
+    """The class registered as statistic ``name``.
+
+    Raises:
+        PluginError: no such name (the nearest are offered), or it does not load.
+    """
+    known = statistics()
+    if name not in known:
+        raise PluginError(
+            f"--statistic {name}: no plugin provides it{nearest(name, known) or '; none is installed'}"
+        )
+    from .statistic import Statistic
+
+    found = known[name].resolve()
+    if not (isinstance(found, type) and issubclass(found, Statistic) and found.columns):
+        raise PluginError(
+            f"statistic {name!r} of {known[name].distribution}: {known[name].target} is not a tdpo.Statistic "
+            "with columns"
+        )
+    return found
 
 
 def _collect(hook: str) -> dict[str, Registered]:

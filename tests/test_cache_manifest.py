@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tdpo.cache.errors import CacheError
-from tdpo.cache.files import Folder
 from tdpo.cache.manifest import (
     Manifest,
     Shard,
@@ -15,6 +14,7 @@ from tdpo.cache.manifest import (
     write_manifest,
 )
 from tdpo.cache.reader import open_cache
+from tdpo.cache.storage.local import LocalFolder
 
 STATISTICS = {"entropy": True, "head": 8, "tail": 8, "seed": 0, "vocab_size": 100}
 
@@ -25,7 +25,7 @@ def folder(tmp_path):
         Shard("pairs-00000.parquet", 0, (0, 4), 3, 30, 40, 500, "0" * 64, {"empty": Skipped(1, (2,))}),
         Shard(None, 1, (4, 6), 0, 0, 0, 0, "", {"empty": Skipped(2, (4, 5))}),
     ]
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     write_manifest(folder, Manifest({"statistics": STATISTICS}, {"by": "ä"}, 6, 4, shards, complete=True))
     return folder
 
@@ -139,8 +139,8 @@ def test_a_missing_cache_says_what_to_do(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CacheError, match="is not a folder"):
         open_cache(tmp_path / "file")
-    with pytest.raises(CacheError, match="is a URL"):
-        open_cache("s3://bucket/cache")
+    with pytest.raises(CacheError, match="no kind of storage"):
+        open_cache("nosuch://bucket/cache")
 
 
 @pytest.mark.parametrize("value", [None, {}, dict(STATISTICS, head=-1), dict(STATISTICS, entropy=1)])

@@ -245,6 +245,14 @@ VALUE_CHANGES = {
         set_value("rejected_ref_entropy", 3, 0, np.float16(-1)),
         "row 3: rejected_ref_entropy: token 0: -1, an entropy lies in 0 ..",
     ),
+    "entropy that float16 cannot say": (
+        set_value("chosen_ref_entropy", 3, 0, 1.0001),
+        "row 3: chosen_ref_entropy: token 0: 1.0001, is no float16 value",
+    ),
+    "log-prob that float16 cannot say": (
+        set_value("rejected_dist_logp", 3, 17, lambda v: v[17] * (1 + 2**-14)),
+        ", is no float16 value",
+    ),
     "id beyond the vocabulary": (
         set_value("rejected_dist_ids", 3, 17, 99_999),
         "row 3: rejected_dist_ids: token 1, entry 1: 99999, an id lies in 0 ..",
@@ -320,13 +328,13 @@ def test_another_schema_is_found(copy):
     def wider(columns):
         schema = pq.read_schema(copy / FIRST)
         at = schema.get_field_index("chosen_ref_entropy")
-        return schema.set(at, pa.field("chosen_ref_entropy", pa.list_(pa.float32())))
+        return schema.set(at, pa.field("chosen_ref_entropy", pa.list_(pa.float64())))
 
     rewrite(copy, wider)
     fault = only_fault(copy)
     assert fault.column == "chosen_ref_entropy"
     assert fault.what == (
-        "is of type list<element: float> (nullable) instead of list<element: halffloat not null>"
+        "is of type list<element: double> (nullable) instead of list<element: float not null>"
     )
     rewrite(copy, lambda columns: pq.read_schema(copy / FIRST).remove(5))
     assert "chosen_ref_logp: the column is missing" in str(verify(copy))
@@ -388,7 +396,9 @@ def test_the_reference_says_the_same_again(cache, reference):
     report = verify(cache, rescore=100)
     assert report.ok, str(report)
     found = report.rescored
-    assert (found.pairs, found.tokens, found.draws) == (48, 708, 708 * 8)
+    sides = [one.side(side) for one in tdpo.open_cache(cache) for side in ("chosen", "rejected")]
+    drawn = sum(int((side.dist_logp[:, 8:] > -np.inf).sum()) for side in sides)
+    assert (found.pairs, found.tokens, found.draws) == (48, 708, drawn)
     assert found.ref_logp < 1e-4
     assert found.ref_entropy < 1e-2
     assert found.dist < 1e-1

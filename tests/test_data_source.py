@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tdpo.core.data.source import open_source
 from tdpo.core.errors import DataError
 
+ONE_TWO_THREE = [("a", 0, 2), ("b", 2, 5), ("c", 5, 10)]
 ROWS = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(10)]
 HH = {"chosen": "\n\nHuman: hi\n\nAssistant: hello", "rejected": "\n\nHuman: hi\n\nAssistant: go away"}
 ASK, GOOD, BAD = (
@@ -50,8 +54,8 @@ def refusal(*args, **kwargs) -> str:
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "odd [1] name.jsonl"])
 def test_json_lines_are_read(tmp_path, name):
     source = open_source(write(tmp_path / name))
-    assert source.rows[:] == {key: [row[key] for row in ROWS] for key in ROWS[0]}
-    assert len(source) == 10
+    assert list(source.rows) == ROWS
+    assert len(source) == source.length == 10
     assert source.form == "explicit"
 
 
@@ -70,11 +74,10 @@ def test_parquet_is_read(tmp_path):
 def test_csv_is_text_whatever_it_looks_like(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text('prompt,chosen,rejected\n"1, 2",3,NA\nnull,"a\nb",\n')
-    assert open_source(path).rows[:] == {
-        "prompt": ["1, 2", "null"],
-        "chosen": ["3", "a\nb"],
-        "rejected": ["NA", ""],
-    }
+    assert list(open_source(path).rows) == [
+        {"prompt": "1, 2", "chosen": "3", "rejected": "NA"},
+        {"prompt": "null", "chosen": "a\nb", "rejected": ""},
+    ]
 
 
 def test_a_folder_gives_the_files_of_the_split(tmp_path):
@@ -102,7 +105,7 @@ def test_a_glob_is_read(tmp_path):
     write(tmp_path / "a1.jsonl", ROWS[:3])
     write(tmp_path / "a2.jsonl", ROWS[3:])
     write(tmp_path / "b.jsonl")
-    assert open_source(f"{tmp_path}/a*.jsonl").rows["prompt"][:] == [row["prompt"] for row in ROWS]
+    assert list(open_source(f"{tmp_path}/a*.jsonl").rows) == ROWS
     assert "no file matches" in refusal(f"{tmp_path}/z*.jsonl")
 
 
@@ -112,7 +115,120 @@ def test_rows_in_memory_are_read():
         assert open_source(given).rows[2] == ROWS[2]
     assert len(open_source(datasets.DatasetDict({"train": dataset}))) == 10
     assert "unknown split 'test'" in refusal(datasets.DatasetDict({"train": dataset}), split="test")
-    assert "IterableDataset" in refusal(dataset.to_iterable_dataset())
+    assert "the data in memory is int: give a path" in refusal(3)
+    assert "the data in memory: row 1 is str" in refusal([ROWS[0], "row"])
+    assert "no rows" in refusal([])
+    assert "no data is named" not in refusal([])
+
+
+def test_formats_of_a_dataset_do_not_matter():
+    dataset = datasets.Dataset.from_list(ROWS)
+    assert list(open_source(dataset.with_format("numpy")).rows) == ROWS
+
+
+def test_rows_in_memory_stay_as_they_are():
+    """Arrow would give the objects of a column one order of keys and one type."""
+    rows = [
+        {"chosen": "a b", "rejected": "a c", "tools": [{"x": 1, "y": {"b": 1, "a": 2.5}}]},
+        {"chosen": "a b", "rejected": "a c", "tools": [{"y": {"a": 1, "b": 2}, "x": 1.5}]},
+    ]
+    for row, read in zip(rows, open_source(rows).rows, strict=True):
+        assert json.dumps(read) == json.dumps(row)
+
+
+def test_objects_in_files_stay_as_they_are(tmp_path):
+    rows = [
+        {**ROWS[0], "tools": [{"x": 1, "y": {"b": 1, "a": 2.5}}]},
+        {**ROWS[1], "tools": [{"y": {"a": 1, "b": 2}, "x": 1.5}]},
+        {**ROWS[2], "tools": [{"y": {"a": 1, "b": 2}, "x": 1}]},
+    ]
+    for given in (rows, [rows[2], rows[1]], [rows[1], {**rows[2], "tools": [{"x": 1, "y": rows[2]}]}]):
+        read = list(open_source(write(tmp_path / "a.jsonl", given)).rows)
+        assert [json.dumps(row) for row in read] == [json.dumps(row) for row in given]
+
+
+# Several files
+
+
+def test_several_files_are_read_in_the_order_given(tmp_path):
+    one, two, three = (write(tmp_path / f"{name}.jsonl", ROWS[a:b]) for name, a, b in ONE_TWO_THREE)
+    source = open_source([three, str(one), two])
+    assert list(source.rows) == [*ROWS[5:], *ROWS[:2], *ROWS[2:5]]
+    assert [each["name"] for each in source.identity["files"]] == ["c.jsonl", "a.jsonl", "b.jsonl"]
+    assert source.identity["source"] == [str(three), str(one), str(two)]
+    assert open_source([one]).identity == open_source(one).identity
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub" / "x.jsonl", ROWS[:1])
+    assert len(open_source([f"{tmp_path}/*.jsonl", tmp_path / "sub"])) == 11
+
+
+def test_files_beside_and_below_each_other_keep_names_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "a.jsonl")
+    write(tmp_path / "sub" / "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    identity = open_source(["a.jsonl", tmp_path / "sub" / "a.jsonl"]).identity
+    assert [each["name"] for each in identity["files"]] == ["a.jsonl", "sub/a.jsonl"]
+
+
+def test_several_files_must_go_together(tmp_path):
+    one = write(tmp_path / "a.jsonl")
+    other = tmp_path / "b.csv"
+    other.write_text("chosen,rejected\na,b\n")
+    assert "several kinds (a.jsonl and b.csv)" in refusal([one, other])
+    assert f"{one}: given twice" in refusal([one, f"{tmp_path}/*.jsonl"])
+    assert "owner/name: no such file; several names must all be local files" in refusal([one, "owner/name"])
+    assert "no such file" in refusal([one, tmp_path / "nowhere.jsonl"])
+    assert "unknown split 'test'" in refusal([one], split="test")
+
+
+def test_parquet_files_need_agree_on_the_columns_that_are_used_only(tmp_path):
+    paths = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    datasets.Dataset.from_list([{**ROWS[0], "x": 1}]).to_parquet(paths[0])
+    datasets.Dataset.from_list([{"y": "z", **ROWS[1]}]).to_parquet(paths[1])
+    for streaming in (False, True):
+        assert list(open_source(paths, streaming=streaming).rows) == ROWS[:2]
+        assert list(open_source(paths[::-1], streaming=streaming).rows) == ROWS[1::-1]
+    datasets.Dataset.from_list([{"chosen": "a", "rejected": "b"}]).to_parquet(paths[1])
+    message = refusal(paths)
+    assert "b.parquet: its columns (chosen, rejected) differ from a.parquet's" in message
+
+
+# A random order
+
+
+def test_a_shuffle_seed_gives_a_permutation_of_the_rows(tmp_path):
+    rows = [{"prompt": str(at), "chosen": "a", "rejected": "b"} for at in range(300)]
+    dataset = datasets.Dataset.from_list(rows)
+    orders = [
+        [row["prompt"] for row in open_source(data, shuffle_seed=seed).rows]
+        for data in (rows, dataset, write(tmp_path / "a.jsonl", rows))
+        for seed in (0, 0, 1)
+    ]
+    assert all(sorted(order, key=int) == [row["prompt"] for row in rows] for order in orders)
+    assert orders[0] == orders[1] == orders[3] == orders[6]
+    assert orders[0] != orders[2] == orders[5] == orders[8]
+    # As anyone can repeat it with datasets alone.
+    assert orders[0] == dataset.shuffle(seed=0)["prompt"][:]
+
+
+def test_a_limit_takes_the_first_of_the_shuffled_order():
+    dataset = datasets.Dataset.from_list(ROWS)
+    whole = list(open_source(dataset, shuffle_seed=4).rows)
+    for data in (dataset, ROWS, dataset.with_format("numpy")):
+        part = open_source(data, shuffle_seed=4, limit=3)
+        assert list(part.rows) == whole[:3] != ROWS[:3]
+    assert part.identity["shuffle_seed"] == 4
+    assert "shuffle_seed" not in open_source(ROWS).identity
+
+
+def test_every_row_is_as_likely_to_be_taken():
+    rows = [{"prompt": str(at), "chosen": "a", "rejected": "b"} for at in range(20)]
+    counts = dict.fromkeys(range(20), 0)
+    for seed in range(400):
+        for row in open_source(rows, shuffle_seed=seed, limit=5).rows:
+            counts[int(row["prompt"])] += 1
+    assert 60 < min(counts.values()) <= max(counts.values()) < 140  # 100 expected, 8.7 the deviation
 
 
 def test_a_saved_dataset_is_read(tmp_path):
@@ -126,13 +242,13 @@ def test_a_saved_dataset_is_read(tmp_path):
 
 
 def test_rows_are_memory_mapped(tmp_path):
-    assert open_source(write(tmp_path / "a.jsonl")).rows.cache_files
+    assert open_source(write(tmp_path / "a.jsonl")).rows.rows.cache_files
 
 
 def test_limit_takes_the_first_rows(tmp_path):
     source = open_source(write(tmp_path / "a.jsonl"), limit=3)
-    assert source.rows["prompt"][:] == ["question 0", "question 1", "question 2"]
-    assert source.identity["rows"] == 3
+    assert [row["prompt"] for row in source.rows] == ["question 0", "question 1", "question 2"]
+    assert len(source) == 3
     assert len(open_source(ROWS, limit=99)) == 10
     assert "limit is 0" in refusal(ROWS, limit=0)
 
@@ -150,12 +266,6 @@ def test_identity_follows_the_content(tmp_path):
     write(path, ROWS[::-1])
     assert open_source(path).identity["files"][0]["sha256"] != one["files"][0]["sha256"]
     assert open_source(path).rows[0] == ROWS[-1]
-
-
-def test_identity_of_rows_in_memory_is_their_content():
-    one = open_source(ROWS).identity
-    assert one == open_source([dict(row) for row in ROWS]).identity
-    assert one["fingerprint"] != open_source(ROWS[::-1]).identity["fingerprint"]
 
 
 # Columns and forms
@@ -223,6 +333,39 @@ def test_fields_that_appear_after_the_first_block_are_read(tmp_path):
     assert source.rows[-1] == {"chosen": rows[-1]["chosen"], "rejected": rows[-1]["rejected"]}
 
 
+MIXED = {
+    "prompt": "p",
+    "chosen": {"role": "assistant", "content": ""},
+    "rejected": {"role": "assistant", "content": "\ud83d"},
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("row", [ROWS[0], MIXED, {"prompt": ["a", "b"], "chosen": "a", "rejected": "\ud83d"}])
+@pytest.mark.parametrize(
+    "shape", ["{0}\n", "\n{0}\n \n{0}\n", "\ufeff{0}\r\n{0}", "[{0}]", "\ufeff [{0},\n{0}]\n"]
+)
+def test_one_row_is_one_row_however_the_file_is_laid_out(tmp_path, streaming, row, shape):
+    """A single object is no table of columns; blank lines are no rows."""
+    text = shape.format(json.dumps(row))
+    (tmp_path / "a.json").write_text(text, newline="")
+    good = {"chosen": "x", "rejected": "y"}
+    (tmp_path / "b.json").write_text(json.dumps(good))
+    rows = list(open_source([tmp_path / "a.json", tmp_path / "b.json"], streaming=streaming).rows)
+    assert len(rows) == shape.count("{0}") + 1
+    assert json.dumps(rows[0]).replace("ufffd", "ud83d") == json.dumps(row)
+
+
+def test_a_slice_of_a_file_with_values_of_several_types_is_read(tmp_path):
+    path = write(
+        tmp_path / "a.jsonl", [*ROWS, {"prompt": 5, "chosen": ["x"], "rejected": None, "tools": "[]"}]
+    )
+    assert [row["prompt"] for row in open_source(path, split="train[9:]").rows] == ["question 9", 5]
+    assert len(open_source(path, split="train[:50%]+train[-1:]")) == 7
+    write(path, [*ROWS[::-1], {"prompt": 5, "chosen": ["x"], "rejected": None, "tools": "[]"}])
+    assert open_source(path).rows[0] == {**ROWS[9], "tools": None}
+
+
 def test_text_that_looks_like_dates_stays_text(tmp_path):
     rows = [{"prompt": "when?", "chosen": "2020-01-02", "rejected": "2020-01-03"}] * 3
     assert open_source(write(tmp_path / "a.jsonl", rows)).rows[0] == rows[0]
@@ -231,7 +374,7 @@ def test_text_that_looks_like_dates_stays_text(tmp_path):
 def test_lone_surrogates_do_not_stop_the_reading(tmp_path):
     rows = [*ROWS, {"prompt": "half an emoji \ud83d", "chosen": "a\x00b", "rejected": "\u202eש\U0001f600"}]
     for given in (write(tmp_path / "a.jsonl", rows), rows):
-        last = open_source(given).rows[-1]
+        last = open_source(given).rows[len(rows) - 1]
         assert last["prompt"].startswith("half an emoji")
         assert (last["chosen"], last["rejected"]) == (rows[-1]["chosen"], rows[-1]["rejected"])
 
@@ -291,6 +434,28 @@ def test_files_of_several_kinds_are_refused(tmp_path):
     write(tmp_path / "a.jsonl")
     (tmp_path / "b.csv").write_text("chosen,rejected\na,b\n")
     assert "several kinds (a.jsonl, b.csv)" in refusal(tmp_path)
+    assert "several kinds (a.jsonl and b.csv)" in refusal(f"{tmp_path}/*")
+
+
+@pytest.mark.parametrize("place", ["file", "memory"])
+def test_parquet_text_that_is_not_utf8_is_refused_with_its_row_and_column(tmp_path, place):
+    offsets = pa.py_buffer(np.array([0, *np.arange(1, 301), 301], np.int32).tobytes())
+    text = pa.Array.from_buffers(pa.string(), 301, [None, offsets, pa.py_buffer(b"a" * 299 + b"\xffb")])
+    table = pa.table({"chosen": text, "rejected": ["y"] * 301, "note": text})
+    pq.write_table(table, tmp_path / "a.parquet")
+    given = tmp_path / "a.parquet" if place == "file" else datasets.Dataset(table)
+    source = open_source(given)
+    with pytest.raises(DataError, match=r"row 299 in column 'chosen': not UTF-8 text \(byte 0xff\)"):
+        list(source.rows)
+    assert len(list(open_source(given, limit=299).rows)) == 299
+
+
+def test_text_that_is_not_utf8_in_a_stream_is_refused(tmp_path):
+    text = pa.Array.from_buffers(
+        pa.string(), 2, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0\2\0\0\0"), pa.py_buffer(b"a\xff")]
+    )
+    pq.write_table(pa.table({"chosen": text, "rejected": ["y"] * 2}), tmp_path / "a.parquet")
+    assert "not UTF-8 text (byte 0xff)" in refusal(tmp_path / "a.parquet", streaming=True)
 
 
 def test_csv_files_must_agree_on_their_columns(tmp_path):

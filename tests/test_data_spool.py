@@ -1,5 +1,8 @@
 """All rows are tokenised once, into a temporary file that is read back window by window."""
 
+import hashlib
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +13,7 @@ from tdpo.core.data.pairing import Skip
 from tdpo.core.data.source import open_source
 from tdpo.core.data.spool import check_skipped, spool_pairs
 from tdpo.core.errors import DataError
+from tdpo.core.progress import Progress
 
 
 def letters(row_number: int, row: dict) -> Pair | Skip:
@@ -80,6 +84,25 @@ def test_windows_are_read_in_any_order(tmp_path):
         ]
         with pytest.raises(IndexError):
             spool.window(3)
+
+
+def test_the_content_hash_is_of_what_was_made_in_order(tmp_path):
+    with spooled(["yes", "skip", "no"], 2, tmp_path) as spool:
+        pairs = [pair.pair_id for at in range(2) for pair in spool.window(at)[0]]
+        made = f"{pairs[0]}\nnot text\n{pairs[1]}\n"
+        assert spool.content == hashlib.blake2b(made.encode(), digest_size=16).hexdigest()
+    contents = set()
+    for chosen in (["yes", "skip", "no"], ["yes", "no", "skip"], ["yes", "refuse", "no"], ["yes", "no"]):
+        for window in (1, 5):
+            with spooled(chosen, window, tmp_path) as spool:
+                contents.add(spool.content)
+    assert len(contents) == 4
+
+
+def test_a_stream_of_unknown_length_shows_what_is_done(capsys):
+    with Progress("tokenising", None, "rows") as progress:
+        progress.reach(700)
+    assert re.fullmatch(r"tokenising: 700 rows, [\d,.]+ rows/s\n", capsys.readouterr().err)
 
 
 def test_progress_tells_the_rows_done(tmp_path):

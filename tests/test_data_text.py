@@ -220,6 +220,15 @@ def test_unusable_explicit_rows_are_skipped(row, why):
         ("so it\nis", "so it is", "so it"),
         ("so  it", "so  he", "so"),
         ("什么是首都？巴黎", "什么是首都？伦敦", "什么是首都？"),
+        ("首都\u845b\U000e0100城", "首都\u845b\U000e0101城", "首都"),
+        ("see \U0001f469\u200d\U0001f467", "see \U0001f469\u200d\U0001f466", "see"),
+        ("ok \U0001f44d\U0001f3fd", "ok \U0001f44d\U0001f3fb", "ok"),
+        (
+            "\u05e9\u05dc\u05d5\u05dd \u05db\u05df",
+            "\u05e9\u05dc\u05d5\u05dd \u05dc\u05d0",
+            "\u05e9\u05dc\u05d5\u05dd",
+        ),
+        ("\u201cyes\u201d she said", "\u201cyes\u201d he said", "\u201cyes\u201d"),
     ],
 )
 def test_an_implicit_prompt_ends_between_words(chosen, rejected, prompt):

@@ -128,7 +128,7 @@ def test_sampling_leaves_the_global_random_state(demo):
 
 def test_config_is_one_that_both_stages_take(demo):
     build = build_config({"ref": "model"}, demo.config)
-    assert (build.dataset, build.head, build.tail) == ("data/train.jsonl", 8, 8)
+    assert (build.dataset, build.head, build.tail) == (["data/train.jsonl"], 8, 8)
     fit = fit_config({"plugin": "tdpo2"}, demo.config)
     assert fit.set == {"beta": 0.1}
     assert fit.learning_rate == pytest.approx(1e-3)

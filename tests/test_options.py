@@ -1,5 +1,6 @@
 """Options: read from text and YAML, checked, and refused with the nearest name."""
 
+import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def test_a_range_says_and_holds_its_numbers(bounds, text, inside, outside):
         ("off", bool, False),
         (Path("a/b"), str, "a/b"),
         (7, str, "7"),
+        (datetime.date(2024, 7, 26), str, "2024-07-26"),
+        ("a", list[str], ["a"]),
+        (("a", Path("b")), list[str], ["a", "b"]),
     ],
 )
 def test_values_are_read_as_the_options_type(value, kind, read):
@@ -64,6 +68,8 @@ def test_values_are_read_as_the_options_type(value, kind, read):
         (None, int),
         (Path("a"), int),
         ([1], str),
+        ([["a"]], list[str]),
+        (None, list[str]),
     ],
 )
 def test_values_of_another_type_are_refused(value, kind):

@@ -54,11 +54,11 @@ def test_values_and_gradients_equal_the_naive_form(seed, n, d, v, k, chunk, bias
     head, hidden, ids = draw(seed, n, d, v, k, bias=bias, scale=scale, softcap=softcap)
     got = sparse_scores(head, hidden, ids, entropy=True, log_collision=True, chunk=chunk)
     want = naive(head, hidden, ids)
-    for a, b in zip(got, want, strict=True):
+    for a, b in zip(got[:3], want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
     weights = [torch.randn_like(w) for w in want]
     for a, b in zip(
-        gradients(head, hidden, got, weights), gradients(head, hidden, want, weights), strict=True
+        gradients(head, hidden, got[:3], weights), gradients(head, hidden, want, weights), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 

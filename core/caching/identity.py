@@ -4,44 +4,52 @@ import datetime
 import platform
 from typing import Any
 
+from ..config import BuildConfig
 from ..data.source import Source
-from ..models import tokenizer_identity
+from ..data.spool import PairSpool
+from ..models import ModelSource, tokenizer_identity
 from .request import Request
+from .statistics import statistics_identity
 
 
-def build_identity(request: Request) -> dict[str, Any]:
-    """What is scored, provably: a cache with the same identity holds the same numbers."""
+def build_identity(request: Request, spool: PairSpool) -> dict[str, Any]:
+    """What is scored, provably: a cache with the same identity holds the same numbers.
+
+    ``spool`` holds the request's rows, tokenised.
+    """
     config, model = request.config, request.model
-    vocab_size = model.config.get_text_config().vocab_size
-    head = min(config.head, vocab_size)
+    reference = reference_identity(config, model)
     return {
-        "reference": {
-            **model.identity(),
-            "dtype": _resolved_dtype(config.ref_dtype, model.config),
-            "attention": config.attention or "auto",
-        },
+        "reference": reference,
         "tokenizer": tokenizer_identity(request.tokenizer),
-        "data": _data_identity(request.source),
+        "data": _data_identity(request.source, spool),
         "limits": {
             "max_length": config.max_length or model.max_length,
             "truncation": config.truncation,
             "truncate": config.truncate,
         },
-        "statistics": {
-            "entropy": True,
-            "head": head,
-            # With the whole vocabulary in the head there is no rest to draw from.
-            "tail": 0 if head == vocab_size else config.tail,
-            "seed": config.seed,
-            "vocab_size": vocab_size,
-        },
-        "layout": "separate",
+        "statistics": statistics_identity(config, model, reference["dtype"]),
+        "layout": request.layout,
     }
 
 
-def _data_identity(source: Source) -> dict[str, Any]:
-    """The data by content; the path it was given by is provenance, and may change."""
-    return {k: v for k, v in source.identity.items() if k != "source" or "files" not in source.identity}
+def reference_identity(config: BuildConfig, model: ModelSource) -> dict[str, Any]:
+    """Which model scores, provably, and how it computes."""
+    return {
+        **model.identity(),
+        "dtype": resolved_dtype(config.ref_dtype, model.config),
+        "attention": config.attention or "auto",
+    }
+
+
+def _data_identity(source: Source, spool: PairSpool) -> dict[str, Any]:
+    """The data by content; the path it was given by is provenance, and may change.
+
+    ``content`` proves what streams and memory held, and that a tokenizer, a template or the libraries behind
+    them still make the same of it.
+    """
+    read = {k: v for k, v in source.identity.items() if k != "source" or "files" not in source.identity}
+    return {**read, "rows": spool.source_rows, "content": spool.content}
 
 
 def build_provenance(request: Request) -> dict[str, Any]:
@@ -51,14 +59,17 @@ def build_provenance(request: Request) -> dict[str, Any]:
     packages = ("tdpo", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
     return {
         "reference": str(request.config.ref),
-        "dataset": str(request.config.dataset),
+        **({} if request.config.ref_adapter is None else {"adapter": request.config.ref_adapter}),
+        **({} if request.config.device_map is None else {"device_map": request.config.device_map}),
+        "dataset": ", ".join(request.config.dataset),
         "form": request.source.form,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
 
 
-def _resolved_dtype(asked: str, model_config: Any) -> str:
+def resolved_dtype(asked: str, model_config: Any) -> str:
+    """The precision that the reference runs in; ``auto`` is the one its weights are stored in."""
     if asked != "auto":
         return asked
     stored = getattr(model_config, "dtype", None)

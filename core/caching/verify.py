@@ -4,22 +4,22 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cache.files import Folder
 from ...cache.manifest import Manifest, read_manifest
 from ...cache.pairs import SIDES, ScoredPair
 from ...cache.reader import CacheReader
 from ...cache.schema import CachedStatistics
+from ...cache.storage.files import Folder
 from ...cache.values import FLOAT16_ERROR, FLOAT16_MIN
 from ...cache.verify import Fault, Faults, check_cache
 from ..errors import ConfigError, ModelError
-from ..models import ModelSource, find_model, find_reference, load_model
+from ..models import ModelSource, find_reference, load_model
 from ..progress import Progress
 from ..quiet import quiet_libraries
+from ..randomness import keep_random_states
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 # Largest difference, in nats, between two scorings of one token by the same model; float16 comes on top.
 _TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
 _LOW_PRECISION = 0.5
+
+_UNITS = {"ref_logp": "nats", "ref_entropy": "nats", "dist": "nats", "ref_hidden": "of its size"}
+
+# Twice the largest relative error of a value rounded to bfloat16.
+_BFLOAT16_ERROR = 2.0**-7
 
 # Pairs read at a time: each may hold a row group of its own in memory.
 _READ_PAIRS = 32
@@ -47,6 +52,8 @@ class Rescored:
     ref_entropy: float | None = None
     dist: float | None = None
     """Of the head by rank, and of the draws that both scorings have."""
+    ref_hidden: float | None = None
+    """Relative to the root mean square of a token's hidden state."""
     draws: int = 0
     """Draws from the tail."""
     draws_alike: int = 0
@@ -99,13 +106,14 @@ class VerifyReport:
 
 def _describe(rescored: Rescored) -> Iterator[str]:
     yield f"  rescored     {rescored.pairs:,} pairs, {rescored.tokens:,} tokens, with {rescored.reference}"
-    for name in ("ref_logp", "ref_entropy", "dist"):
+    for name, unit in _UNITS.items():
         if (value := getattr(rescored, name)) is not None:
-            yield f"  {name:<13}differs by at most {value:.2g} nats"
+            yield f"  {name:<13}differs by at most {value:.2g} {unit}"
     if rescored.draws:
         yield f"  draws        {rescored.draws_alike:,} of {rescored.draws:,} from the tail came out the same"
 
 
+@keep_random_states()
 def verify_cache(
     path: str | os.PathLike[str],
     rescore: int = 0,
@@ -130,7 +138,7 @@ def verify_cache(
         raise ConfigError(f"--rescore {rescore}: give the number of pairs to score again, 0 for none")
     if ref is not None and not rescore:
         raise ConfigError("--ref is the model to score again with: give --rescore N with it")
-    model = _find_reference(manifest, folder.path, ref) if rescore else None
+    model = _find_reference(manifest, folder.location, ref) if rescore else None
     with Progress("verifying", manifest.rows, "pairs", quiet=quiet) as progress:
         faults = check_cache(folder, manifest, progress.reach)
     rescored = None
@@ -139,7 +147,7 @@ def verify_cache(
             CacheReader(path, cached_groups=1, allow_incomplete=True), model, rescore, faults, quiet
         )
     return VerifyReport(
-        str(folder.path),
+        folder.location,
         len(manifest.shards),
         manifest.rows,
         manifest.completion_tokens,
@@ -150,11 +158,9 @@ def verify_cache(
     )
 
 
-def _find_reference(manifest: Manifest, folder: Path, ref: str | os.PathLike[str] | None) -> ModelSource:
-    if ref is not None:
-        source = find_model(os.fspath(ref), option="--ref")
-    else:
-        source = find_reference(manifest, folder, option="--ref")
+def _find_reference(manifest: Manifest, folder: str, ref: str | os.PathLike[str] | None) -> ModelSource:
+    name = None if ref is None else os.fspath(ref)
+    source = find_reference(manifest, folder, option="--ref", name=name)
     theirs = source.config.get_text_config().vocab_size
     ours = CachedStatistics.of(manifest.identity).vocab_size
     if theirs != ours:
@@ -177,10 +183,23 @@ def _rescore(reader: CacheReader, source: ModelSource, count: int, faults: Fault
     made = _reference(reader.manifest)
     dtype, attention = made.get("dtype", "auto"), made.get("attention")
     rows = np.sort(np.random.default_rng().choice(len(reader), min(count, len(reader)), replace=False))
-    comparison = _Comparison(reader, Rescored(source.name, _TOLERANCE.get(dtype, _LOW_PRECISION)), faults)
+    # Quantised layers round their inputs together with those of the batch.
+    tolerance = _LOW_PRECISION if source.quantization else _TOLERANCE.get(dtype, _LOW_PRECISION)
+    comparison = _Comparison(reader, Rescored(source.name, tolerance), faults)
     with quiet_libraries(), Progress("rescoring", len(rows), "pairs", quiet=quiet) as progress:
         model = load_model(source, dtype=dtype, attention=None if attention == "auto" else attention)
-        scorer = ReferenceScorer(model, reader.head, reader.tail, reader.cached.seed)
+        sharing = "auto" if reader.manifest.identity.get("layout") == "shared" else "off"
+        held = reader.cached
+        scorer = ReferenceScorer(
+            model,
+            held.head,
+            held.tail,
+            held.seed,
+            hidden=held.hidden,
+            head_mass=held.head_mass,
+            tail_mass=held.tail_mass,
+            prompt_sharing=sharing,
+        )
         for start in range(0, len(rows), _READ_PAIRS):
             cached = {one.pair.row: one for one in reader.read(rows[start : start + _READ_PAIRS])}
             _check_lengths(source, cached.values())
@@ -208,6 +227,10 @@ class _Comparison:
     def __init__(self, reader: CacheReader, result: Rescored, faults: Faults):
         self.result, self.faults = result, faults
         self.head = reader.head
+        # What the columns' types cannot tell apart, relative to the value.
+        self.rounding = {"ref_entropy": FLOAT16_ERROR, "dist": FLOAT16_ERROR}
+        if reader.cached.hidden == "bfloat16":
+            self.rounding["ref_hidden"] = _BFLOAT16_ERROR
         self.shard_rows = reader.manifest.shard_rows
         self.files = {shard.index: shard.file for shard in reader.manifest.shards}
 
@@ -221,6 +244,11 @@ class _Comparison:
             self._compare(row, f"{side}_ref_logp", "ref_logp", ours.ref_logp, theirs.ref_logp)
             if ours.ref_entropy is not None:
                 self._compare(row, f"{side}_ref_entropy", "ref_entropy", ours.ref_entropy, theirs.ref_entropy)
+            if ours.ref_hidden is not None:
+                states = _floats(ours.ref_hidden)
+                size = np.sqrt(np.square(states).mean(1, keepdims=True)).clip(min=1e-30)
+                again_states = _floats(theirs.ref_hidden) / size
+                self._compare(row, f"{side}_ref_hidden", "ref_hidden", states / size, again_states)
             if ours.dist_ids is None or theirs.dist_ids is None:
                 continue
             logp, now = _floats(ours.dist_logp), _floats(theirs.dist_logp)
@@ -228,24 +256,29 @@ class _Comparison:
             self._compare(row, f"{side}_dist_logp", "dist", logp[:, :k], now[:, :k])
             at_ids = _at_ids(ours.dist_ids, logp, theirs.dist_ids, now, k)
             self._compare(row, f"{side}_dist_logp", "dist", logp, at_ids)
-            self.result.draws += ours.dist_ids[:, k:].size
-            self.result.draws_alike += int((ours.dist_ids[:, k:] == theirs.dist_ids[:, k:]).sum())
+            drawn = logp[:, k:] > -np.inf
+            self.result.draws += int(drawn.sum())
+            self.result.draws_alike += int((drawn & (ours.dist_ids[:, k:] == theirs.dist_ids[:, k:])).sum())
 
     def _compare(self, row: int, column: str, name: str, cached: Any, again: Any) -> None:
         cached, again = (_floats(values).reshape(len(values), -1) for values in (cached, again))
-        # What is not finite differs by as much as the format can say.
-        apart = np.nan_to_num(np.abs(cached - again), nan=-FLOAT16_MIN, posinf=-FLOAT16_MIN)
+        # What is not finite differs by as much as the format can say, but for entries that one of the two
+        # does not have: rounding moves a head's end.
+        with np.errstate(invalid="ignore"):
+            apart = np.nan_to_num(np.abs(cached - again), nan=-FLOAT16_MIN, posinf=-FLOAT16_MIN)
+        if name == "dist":
+            apart[(cached == -np.inf) | (again == -np.inf)] = 0
         if not apart.size:
             return
         setattr(self.result, name, max(getattr(self.result, name) or 0.0, float(apart.max())))
-        bad = apart > self.result.tolerance + (0 if name == "ref_logp" else FLOAT16_ERROR) * np.abs(cached)
+        bad = apart > self.result.tolerance + self.rounding.get(name, 0) * np.abs(cached)
         if bad.any():
             token, entry = np.unravel_index(np.where(bad, apart, -1).argmax(), apart.shape)
             file = str(self.files[row // self.shard_rows])
-            place = f"token {token}" + ("" if name != "dist" else f", entry {entry}")
+            place = f"token {token}" + (f", entry {entry}" if name in ("dist", "ref_hidden") else "")
             what = (
-                f"{place} differs by {apart[token, entry]:.3g} nats: {cached[token, entry]:.6g} in the "
-                f"cache, {again[token, entry]:.6g} scored again (tolerance {self.result.tolerance:g})"
+                f"{place} differs by {apart[token, entry]:.3g} {_UNITS[name]}: {cached[token, entry]:.6g} in "
+                f"the cache, {again[token, entry]:.6g} scored again (tolerance {self.result.tolerance:g})"
             )
             self.faults.add(file, row, column, what)
 
@@ -262,10 +295,16 @@ def _at_ids(
     Of an entry that it does not list it says only that it is no likelier than the last of its head; as far as
     the cache agrees with that, the cached value is returned.
     """
-    width = int(max(ids.max(initial=0), again_ids.max(initial=0))) + 1
+    absent = int(max(ids.max(initial=0), again_ids.max(initial=0))) + 1
+    width = absent + 1
+    ids, again_ids = (
+        np.where(values > -np.inf, some.astype(np.int64), absent)
+        for some, values in ((ids, logp), (again_ids, again))
+    )
     tokens = np.arange(len(ids))[:, None] * width
     keys, listed = (tokens + ids).ravel(), (tokens + again_ids).ravel()
     order = np.argsort(listed)
     places = order[np.searchsorted(listed, keys, sorter=order).clip(max=len(order) - 1)]
-    bound = np.minimum(logp, again[:, head - 1 : head]) if head else logp
+    last = np.where(again[:, :head] > -np.inf, again[:, :head], np.inf).min(1, initial=np.inf, keepdims=True)
+    bound = np.minimum(logp, last)
     return np.where(listed[places] == keys, again.ravel()[places], bound.ravel()).reshape(ids.shape)

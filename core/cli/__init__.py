@@ -2,16 +2,20 @@
 
 import os
 import sys
+import time
 from typing import Any
 
 import click
 
-from ..errors import TdpoError
+from ..errors import LeaderEndedError, TdpoError
 from ..options import nearest
+from ..runs import is_first_process
 from .cache import cache
 from .demo import demo
 from .fit import fit
 from .plugins import plugins
+
+_FIRST_SPEAKS = 5.0
 
 
 class TdpoGroup(click.Group):
@@ -73,6 +77,8 @@ def main(args: list[str] | None = None) -> None:
         )
     except click.ClickException as error:
         _fail(error.format_message(), 2)
+    except LeaderEndedError:
+        _fail(None, 2)
     except TdpoError as error:
         _fail(str(error), 2)
     except BrokenPipeError:
@@ -81,6 +87,10 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(message: str, code: int) -> None:
-    click.echo(f"tdpo: {' '.join(message.split())}", err=True)
+def _fail(message: str | None, code: int) -> None:
+    if not is_first_process():
+        # A launcher ends all processes as soon as one ends, and the first one's message is to be read.
+        time.sleep(_FIRST_SPEAKS)
+    if message is not None:
+        click.echo(f"tdpo: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -38,6 +38,15 @@ def _option(field: Field[Any], annotation: Any) -> Any:
             f"{flag}/--no-{flag[2:]}" if field.name not in ("resume", "overwrite", "other_start") else flag
         )
         return click.option(names, field.name, is_flag=True, default=None, help=help_text)
+    if getattr(kind, "__origin__", kind) is list:
+        return click.option(
+            flag,
+            field.name,
+            multiple=True,
+            metavar=metavar or "TEXT",
+            help=help_text,
+            callback=lambda _context, _option, values: list(values) or None,
+        )
     if getattr(kind, "__origin__", kind) is dict:
         return click.option(flag, field.name, multiple=True, metavar=metavar or "NAME=VALUE", help=help_text)
     choices = field.metadata.get("choices")

@@ -1,6 +1,9 @@
 """Conversations: a row's messages, and their texts through the tokenizer's chat template."""
 
+import datetime
+import inspect
 import json
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,11 +21,20 @@ from .reasons import (
     TEMPLATE_REFUSED,
     Skip,
 )
+from .text import well_formed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
+
+_NO_DATE = "no date is known for "
+# Takes the place of the template's clock. It ends in a line break, which the template language drops.
+_CALENDAR = (
+    "{%- macro strftime_now(format) -%}"
+    "{{ dates[format] if format in dates else raise_exception('" + _NO_DATE + "' ~ format) }}"
+    "{%- endmacro %}\n"
+)
 
 
 class Dialogue(NamedTuple):
@@ -139,9 +151,18 @@ def _continues(last: Message, *firsts: Message) -> bool:
 
 
 class ChatRenderer:
-    """Renders dialogues through a chat template, the tokenizer's own unless one is given."""
+    """Renders dialogues through a chat template, the tokenizer's own unless one is given.
 
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", chat_template: str | None = None):
+    ``today`` is what the template takes for today: a template that writes the date would make other tokens of
+    the same data tomorrow.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        chat_template: str | None = None,
+        today: datetime.date | None = None,
+    ):
         """Raise DataError where there is no template."""
         if chat_template is None and not tokenizer.chat_template:
             raise DataError(
@@ -150,6 +171,9 @@ class ChatRenderer:
             )
         self.tokenizer = tokenizer
         self.chat_template = chat_template
+        self.today = today
+        names = set(inspect.signature(tokenizer.apply_chat_template).parameters)
+        self._not_for_rows = (names - {"documents"}) | {"messages", "strftime_now", "dates"}
 
     def __call__(self, row_number: int, row: Mapping[str, Any], dialogue: Dialogue) -> Rendered | Skip:
         """The three texts of a dialogue; ``tools`` and ``chat_template_kwargs`` of the row are handed on.
@@ -158,16 +182,21 @@ class ChatRenderer:
             DataError: a broken template, or one whose prompt is not a prefix of the whole dialogue.
         """
         try:
-            options = _template_options(row)
+            options = self._options(row)
             prompt = self._render(dialogue.prompt, options, opens=True, continues=dialogue.continues)
             chosen = self._render(_joined(dialogue, dialogue.chosen), options)
             rejected = self._render(_joined(dialogue, dialogue.rejected), options)
         except jinja2.TemplateSyntaxError as error:
-            raise DataError(
-                f"the chat template, line {error.lineno}: {error.message}; mend the template"
-            ) from None
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            detail = " ".join(str(error).split())
+            line = error.lineno - (error.source or "").startswith(_CALENDAR)
+            raise DataError(f"the chat template, line {line}: {error.message}; mend the template") from None
+        # A template is a program of somebody else's, run on whatever the row holds.
+        except Exception as error:
+            if self.today is None and str(error).startswith(_NO_DATE):
+                raise DataError(
+                    "the chat template writes the date (strftime_now), so that the same data would give "
+                    "other tokens tomorrow; name the day it shall write with --template-date YYYY-MM-DD"
+                ) from None
+            detail = " ".join(well_formed(str(error)).split()) or type(error).__name__
             return Skip(TEMPLATE_REFUSED, detail if len(detail) <= 120 else detail[:117] + "...")
         for name, text in (("chosen", chosen), ("rejected", rejected)):
             if not text.startswith(prompt):
@@ -182,9 +211,12 @@ class ChatRenderer:
         opens: bool = False,
         continues: bool = False,
     ) -> str:
+        template = self.tokenizer.get_chat_template(self.chat_template, options.get("tools"))
+        if "strftime_now" in template:
+            template, options = self._dated(template, options)
         text = self.tokenizer.apply_chat_template(
             messages,
-            chat_template=self.chat_template,
+            chat_template=template,
             add_generation_prompt=opens and not continues,
             continue_final_message=continues,
             tokenize=False,
@@ -192,6 +224,21 @@ class ChatRenderer:
         )
         assert isinstance(text, str)
         return text
+
+    def _options(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Keyword arguments for the template; both columns may hold JSON text instead of structures."""
+        options = _structure(row, "chat_template_kwargs") or {}
+        tools = _structure(row, "tools")
+        if not isinstance(options, dict):
+            raise ValueError("chat_template_kwargs is not an object")
+        options = {key: value for key, value in options.items() if key not in self._not_for_rows}
+        return options | ({"tools": tools} if tools else {})
+
+    def _dated(self, template: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The template with a calendar in place of its clock, and what it looks up there."""
+        forms = re.findall(r"""strftime_now\(\s*(?:format\s*=\s*)?(["'])(.*?)\1""", template)
+        dates = {form: self.today.strftime(form) for _, form in forms} if self.today else {}
+        return _CALENDAR + template, {**options, "dates": dates}
 
 
 def _joined(dialogue: Dialogue, side: list[Message]) -> list[Message]:
@@ -202,20 +249,14 @@ def _joined(dialogue: Dialogue, side: list[Message]) -> list[Message]:
     return [*dialogue.prompt[:-1], merged, *side[1:]]
 
 
-def _template_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments for the template; both columns may hold JSON text instead of structures."""
-    options = _structure(row.get("chat_template_kwargs")) or {}
-    tools = _structure(row.get("tools"))
-    if not isinstance(options, dict):
-        raise ValueError("chat_template_kwargs is not an object")
-    fixed = {"chat_template", "add_generation_prompt", "continue_final_message", "tokenize", "tools"}
-    return {key: value for key, value in options.items() if key not in fixed} | (
-        {"tools": tools} if tools else {}
-    )
-
-
-def _structure(value: Any) -> Any:
-    return without_nulls(json.loads(value) if isinstance(value, str) and value.strip() else value)
+def _structure(row: Mapping[str, Any], name: str) -> Any:
+    value = row.get(name)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise ValueError(f"{name} is text, but not JSON: {error}") from None
+    return without_nulls(value)
 
 
 def _not_a_prefix(row_number: int, name: str, prompt: str, text: str) -> DataError:

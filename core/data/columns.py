@@ -1,36 +1,41 @@
 """Columns of preference data: naming them the way tdpo does, and telling which form the rows have."""
 
 import difflib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Form = Literal["explicit", "implicit", "conversational", "hh"]
 COLUMNS = ("prompt", "chosen", "rejected", "tools", "chat_template_kwargs")
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 _LOOKED_AT = 1000
-_SAMPLE = 20
+_SAMPLE = 100
 
 
-def standard_columns(rows: "Dataset", column_map: Mapping[str, str], where: str) -> "Dataset":
-    """``rows`` with only the columns that tdpo uses, under tdpo's names.
+def column_names(
+    found: Sequence[str], column_map: Mapping[str, str], where: str, *, complete: bool = True
+) -> dict[str, str]:
+    """The columns that tdpo uses: its own name for each, and the data's.
 
-    ``column_map`` maps tdpo's name to the data's: ``{"prompt": "question"}``.
+    Args:
+        found: the data's columns.
+        column_map: tdpo's name mapped to the data's: ``{"prompt": "question"}``.
+        where: the data's name, for messages.
+        complete: whether ``found`` is all that there is; a stream may show an optional column late.
 
     Raises:
         DataError: a name that tdpo does not know, a column that the data lacks, no ``chosen`` or
             ``rejected``.
     """
-    found = list(rows.column_names)
+    found = list(found)
     for ours, theirs in column_map.items():
         if ours not in COLUMNS:
             raise DataError(
-                f"--column-map {ours}={theirs}: tdpo has no column {ours!r}{_nearest(ours, COLUMNS)}"
+                f"--column-map {ours}={theirs}: tdpo has no column {ours!r}{_nearest(ours, COLUMNS)}; "
+                f"it knows {_listed(list(COLUMNS))}"
             )
         if theirs not in found:
             raise DataError(
@@ -54,8 +59,10 @@ def standard_columns(rows: "Dataset", column_map: Mapping[str, str], where: str)
         raise DataError(
             f"{where}: --column-map uses one column for two purposes: {_listed(list(names.values()))}"
         )
-    selected = rows.select_columns(list(names.values()))
-    return selected.rename_columns({theirs: ours for ours, theirs in names.items() if theirs != ours})
+    if not complete:
+        late = {name: name for name in COLUMNS if name not in names and name not in names.values()}
+        names |= late
+    return names
 
 
 def _nearest(name: str, names: Any) -> str:
@@ -67,34 +74,34 @@ def _listed(names: list[str]) -> str:
     return ", ".join(repr(name) for name in names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-def detect_form(rows: "Dataset", where: str) -> Form:
+def detect_form(rows: Iterable[Mapping[str, Any]], where: str) -> Form:
     """The form of the data, told from the first rows that have both sides.
 
     Raises:
         DataError: no row among the first thousand holds text or messages on both sides.
     """
-    sample: list[dict[str, Any]] = []
-    looked_at = min(_LOOKED_AT, len(rows))
-    for start in range(0, looked_at, 100):
-        block = rows[start : min(start + 100, looked_at)]
-        columns = list(block)
-        for values in zip(*block.values(), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            if _usable(row["chosen"]) and _usable(row["rejected"]):
-                sample.append(row)
-        if len(sample) >= _SAMPLE:
+    sample: list[Mapping[str, Any]] = []
+    first: Mapping[str, Any] = {}
+    looked_at = 0
+    for row in itertools.islice(rows, _LOOKED_AT):
+        first = first or row
+        looked_at += 1
+        if _usable(row.get("chosen")) and _usable(row.get("rejected")):
+            sample.append(row)
+        if len(sample) == _SAMPLE:
             break
+    if looked_at == 0:
+        raise DataError(f"{where}: no rows; give data with at least one row")
     if not sample:
-        first = rows[0]
         raise DataError(
             f"{where}: none of the first {looked_at} rows has text or messages on both sides (row 0: "
-            f"'chosen' is {_kind(first['chosen'])}, 'rejected' is {_kind(first['rejected'])}); messages are "
-            "lists of {role, content}; other columns can be named with --column-map"
+            f"'chosen' is {_kind(first.get('chosen'))}, 'rejected' is {_kind(first.get('rejected'))}); "
+            "messages are lists of {role, content}; other columns can be named with --column-map"
         )
     return _form_of(sample)
 
 
-def _form_of(sample: list[dict[str, Any]]) -> Form:
+def _form_of(sample: Sequence[Mapping[str, Any]]) -> Form:
     if any(not isinstance(row[name], str) for row in sample for name in ("chosen", "rejected")):
         return "conversational"
     prompts = [row.get("prompt") for row in sample]
@@ -130,5 +137,5 @@ def _kind(value: Any) -> str:
     if isinstance(value, list):
         return f"a list of {_kind(value[0])}" if value else "an empty list"
     if isinstance(value, dict):
-        return "{" + ", ".join(str(key) for key in list(value)[:4]) + "}"
+        return "{" + ", ".join(repr(str(key))[1:-1] for key in list(value)[:4]) + "}"
     return type(value).__name__

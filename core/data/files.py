@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -205,15 +205,39 @@ def csv_header(path: Path) -> list[str]:
     return names
 
 
-def json_columns(path: Path) -> list[str]:
-    """Every key of every row of a JSON Lines file (or a JSON list of rows), in order of appearance.
+def count_lines(files: Iterable[Path]) -> int | None:
+    """Lines of JSON Lines files that are not blank; None where a file is a JSON list."""
+    total = 0
+    for path in files:
+        with open_bytes(path) as stream:
+            if _first_byte(stream) == b"[":
+                return None
+            total += sum(1 for line in stream if line.strip())
+    return total
 
-    Reads the whole file with Python's own parser; it is for files that the fast loader refused.
+
+def json_columns(path: Path) -> list[str]:
+    """Every key of every row of a JSON file, in order of appearance.
 
     Raises:
-        DataError: with the number of the first line that is not a JSON object; no rows.
+        DataError: as :func:`json_rows`, and where there is no row.
     """
     columns: dict[str, None] = {}
+    for row in json_rows(path):
+        columns.update(dict.fromkeys(row))
+    if not columns:
+        raise DataError(f"{path}: no rows; give at least one")
+    return list(columns)
+
+
+def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON Lines file, one after the other, or of a JSON list, which is read whole.
+
+    Uses Python's own parser, which keeps every value as it is and says where a fault is.
+
+    Raises:
+        DataError: with the number of the first line that is not a JSON object.
+    """
     with open_bytes(path) as stream:
         if _first_byte(stream) == b"[":
             rows: Iterator[tuple[int, Any]] = enumerate(_load_list(path, stream), 1)
@@ -226,10 +250,7 @@ def json_columns(path: Path) -> list[str]:
                     f"{path}, {place} {number}: {type(row).__name__}, not an object; "
                     'every row must look like {"prompt": ..., "chosen": ..., "rejected": ...}'
                 )
-            columns.update(dict.fromkeys(row))
-    if not columns:
-        raise DataError(f"{path}: no rows; give at least one")
-    return list(columns)
+            yield row
 
 
 def _first_byte(stream: IO[bytes]) -> bytes:

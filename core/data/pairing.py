@@ -1,5 +1,6 @@
 """One row of preference data to one pair of token ids, or the reason why not."""
 
+import datetime
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -8,7 +9,7 @@ from ..errors import DataError
 from .chat import ChatRenderer, read_dialogue
 from .columns import Form
 from .encoding import Encoded, Encoder, fit
-from .reasons import OVER_LENGTH, REASONS, Skip
+from .reasons import NOT_TEXT, OVER_LENGTH, REASONS, Skip
 from .text import read_texts
 
 if TYPE_CHECKING:
@@ -33,10 +34,13 @@ class PairMaker:
         truncation: what to do with longer rows: ``error``, ``drop``, ``keep_start`` or ``keep_end``.
         truncate: which part ``keep_start`` and ``keep_end`` shorten: ``prompt`` or ``completion``.
         chat_template: a Jinja template in place of the tokenizer's.
+        vocab_size: tokens that the model knows; None for no limit.
+        today: what a chat template that writes the date takes for today.
 
     Raises:
         DataError: an unknown choice, no chat template for conversations; when called, what must stop the
-            build: a row over length with ``error``, a broken template, no EOS token for plain text.
+            build: a row over length with ``error``, a broken template, no EOS token for plain text, a token
+            that the model does not know.
     """
 
     def __init__(
@@ -48,6 +52,8 @@ class PairMaker:
         truncation: str = "drop",
         truncate: str = "prompt",
         chat_template: str | None = None,
+        vocab_size: int | None = None,
+        today: datetime.date | None = None,
     ):
         for name, value, known in (
             ("form", form, get_args(Form)),
@@ -62,15 +68,30 @@ class PairMaker:
         self.max_length = max_length
         self.truncation = truncation
         self.truncate = truncate
+        self.vocab_size = vocab_size
         self._encoder = Encoder(tokenizer)
-        self._render = ChatRenderer(tokenizer, chat_template) if form == "conversational" else None
+        self._render = ChatRenderer(tokenizer, chat_template, today) if form == "conversational" else None
 
     def __call__(self, row_number: int, row: Mapping[str, Any]) -> Pair | Skip:
         """The pair in ``row``; ``row_number`` is its index in the source data."""
-        sides = self._encode(row_number, row)
+        try:
+            sides = self._encode(row_number, row)
+        except RecursionError:
+            return Skip(NOT_TEXT, "nested too deeply")
         if isinstance(sides, Encoded):
             sides = self._within_length(row_number, sides)
-        return sides if isinstance(sides, Skip) else Pair.make(row_number, *sides)
+        if isinstance(sides, Skip):
+            return sides
+        self._check_ids(row_number, sides)
+        return Pair.make(row_number, *sides)
+
+    def _check_ids(self, row_number: int, sides: Encoded) -> None:
+        largest = max(int(ids.max()) for ids in sides)
+        if self.vocab_size is not None and largest >= self.vocab_size:
+            raise DataError(
+                f"row {row_number}: the tokenizer gives the token id {largest}, and the model knows those "
+                f"below {self.vocab_size}; use the tokenizer that the model was trained with"
+            )
 
     def _encode(self, row_number: int, row: Mapping[str, Any]) -> Encoded | Skip:
         if self._render is None:

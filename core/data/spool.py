@@ -1,7 +1,9 @@
 """All pairs of a data set, tokenised once into a temporary Arrow file and read back window by window."""
 
+import hashlib
+import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol
@@ -26,18 +28,16 @@ SCHEMA = pa.schema(
 )
 """One record a source row; a skipped row has a ``reason`` and nothing else."""
 
-_READ_AT_ONCE = 256
+_TELL_EVERY = 256
 _FIRST_ROWS = 5
 
 
 class Rows(Protocol):
-    """What is spooled: something with ``rows`` to slice, such as a Source."""
+    """What is spooled: something with ``rows`` to iterate over, such as a Source."""
 
     @property
-    def rows(self) -> Any:
-        """Rows; a slice gives a dict of columns."""
-
-    def __len__(self) -> int: ...
+    def rows(self) -> Iterable[Mapping[str, Any]]:
+        """Rows, in the order that counts them."""
 
 
 class PairSpool:
@@ -64,7 +64,13 @@ class PairSpool:
         self.longest = 0
         self.skipped: dict[str, dict[str, Any]] = {}
         self.details: dict[str, str] = {}
+        self._digest = hashlib.blake2b(digest_size=16)
         self._reader: pa.ipc.RecordBatchFileReader | None = None
+
+    @property
+    def content(self) -> str:
+        """A hash of what was made of the rows, in order: pair ids, and reasons to skip. 32 hex digits."""
+        return self._digest.hexdigest()
 
     def __len__(self) -> int:
         return -(-self.source_rows // self.window_rows)
@@ -118,6 +124,7 @@ class PairSpool:
 
     def _count(self, made: Pair | Skip, row: int) -> None:
         self.source_rows += 1
+        self._digest.update(f"{made.reason if isinstance(made, Skip) else made.pair_id}\n".encode())
         if isinstance(made, Skip):
             entry = self.skipped.setdefault(made.reason, {"count": 0, "first_rows": []})
             entry["count"] += 1
@@ -162,10 +169,10 @@ def spool_pairs(
     spool = PairSpool(file, window)
     try:
         with pa.ipc.new_file(pa.PythonFile(file, mode="w"), SCHEMA) as writer:
-            for start in range(0, len(source), window):
-                made = list(_made(source, maker, start, min(start + window, len(source)), spool, progress))
+            rows = _made(source, maker, spool, progress)
+            while made := list(itertools.islice(rows, window)):
                 try:
-                    writer.write_batch(_batch(start, made))
+                    writer.write_batch(_batch(spool.source_rows - len(made), made))
                 except OSError as error:
                     raise _cannot_write(folder, error) from None
     except BaseException:
@@ -177,20 +184,17 @@ def spool_pairs(
 def _made(
     source: Rows,
     maker: Callable[[int, Mapping[str, Any]], Pair | Skip],
-    start: int,
-    stop: int,
     spool: PairSpool,
     progress: Callable[[int], None] | None,
 ) -> Iterator[Pair | Skip]:
-    for begin in range(start, stop, _READ_AT_ONCE):
-        block = source.rows[begin : min(begin + _READ_AT_ONCE, stop)]
-        names = list(block)
-        for row, values in enumerate(zip(*block.values(), strict=True), begin):
-            made = maker(row, dict(zip(names, values, strict=True)))
-            spool._count(made, row)
-            yield made
-        if progress is not None:
+    for number, row in enumerate(source.rows):
+        made = maker(number, row)
+        spool._count(made, number)
+        if progress is not None and spool.source_rows % _TELL_EVERY == 0:
             progress(spool.source_rows)
+        yield made
+    if progress is not None:
+        progress(spool.source_rows)
 
 
 def _batch(start: int, made: list[Pair | Skip]) -> pa.RecordBatch:
@@ -226,7 +230,7 @@ def check_skipped(spool: PairSpool, max_skipped: float) -> None:
     if spool.kept and skipped <= max_skipped * spool.source_rows:
         return
     by_count = sorted(spool.skipped.items(), key=lambda item: -item[1]["count"])
-    reasons = "; ".join(_counted(reason, entry, spool.details.get(reason)) for reason, entry in by_count)
+    reasons = "; ".join(skipped_text(reason, entry, spool.details.get(reason)) for reason, entry in by_count)
     share = 100 * skipped / max(spool.source_rows, 1)
     advice = f"mend the data, or raise --max-skipped (now {max_skipped:g})" if spool.kept else "mend the data"
     raise DataError(
@@ -234,7 +238,8 @@ def check_skipped(spool: PairSpool, max_skipped: float) -> None:
     )
 
 
-def _counted(reason: str, entry: Mapping[str, Any], detail: str | None) -> str:
+def skipped_text(reason: str, entry: Mapping[str, Any], detail: str | None) -> str:
+    """How many rows a reason has and which come first, in words."""
     rows = ", ".join(map(str, entry["first_rows"]))
     more = ", ..." if entry["count"] > len(entry["first_rows"]) else ""
     plural = "row" if entry["count"] == 1 else "rows"

@@ -84,7 +84,8 @@ def _between_words(before: str, *after: str) -> bool:
     if before.isspace() or all(letter.isspace() for letter in after):
         return before != " "
     wide = unicodedata.east_asian_width(before) in "WF" and unicodedata.category(before)[0] in "LP"
-    return wide and not any(unicodedata.combining(letter) for letter in after)
+    joined = any(unicodedata.category(letter)[0] == "M" or letter == "\u200d" for letter in after)
+    return wide and not joined
 
 
 def well_formed(text: str) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..divergence import forward_kl
 from ..objective import Completions
+from .added import added_sides
 from .layout import completion_mask, to_padded
 from .sparse import Scores
 
@@ -24,7 +25,8 @@ def completions(
 
     Args:
         scores: of the policy, flat: log-probs [N, 1 + n] at ``batch["score_ids"]``, the completion token
-            first, then the cached sample of the reference's distribution.
+            first, then the cached sample of the reference's distribution; exact divergences, where they
+            are there, come before the estimate.
         batch: what :func:`tdpo.core.training.data.collate` made.
         head: k, the entries of the sample that are its head.
         vocab_size: V.
@@ -38,7 +40,10 @@ def completions(
         "logp": logp[..., 0],
         "ref_logp": to_padded(batch["ref_logp"], mask).to(logp.dtype),
     }
-    if "dist_logp" in batch:
+    for name in ("forward_kl", "reverse_kl"):
+        if (exact := getattr(scores, name)) is not None:
+            fields[name] = to_padded(exact, mask)
+    if "forward_kl" not in fields and "dist_logp" in batch and logp.shape[-1] > 1:
         with torch.set_grad_enabled(kl_gradient and torch.is_grad_enabled()):
             fields["forward_kl"] = forward_kl(
                 to_padded(batch["dist_logp"], mask).to(logp.dtype),
@@ -55,7 +60,8 @@ def completions(
     if "ref_entropy" in batch:
         fields["ref_entropy"] = to_padded(batch["ref_entropy"], mask).to(logp.dtype)
     pairs = len(mask) // 2
+    chosen, rejected = added_sides(batch, mask)
     return (
-        Completions(**{name: value[:pairs] for name, value in fields.items()}),
-        Completions(**{name: value[pairs:] for name, value in fields.items()}),
+        Completions(**{name: value[:pairs] for name, value in fields.items()}, extra=chosen),
+        Completions(**{name: value[pairs:] for name, value in fields.items()}, extra=rejected),
     )

@@ -6,27 +6,52 @@ log-ratio of zero, and a mistake cannot sit on one side only.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ...cache.pairs import Pair
 from ..errors import ModelError
+from .exact import FromHidden, FromLogProbs, WholeReference
 from .head import Head, logits
+from .layout import Layout, branch_mask, lay_out, lay_out_shared
+from .placement import input_device
+from .sharing import longest_shared_row
 from .sparse import Scores, sparse_scores
 
+# Prompt, chosen and rejected tokens of the pairs that a model is checked on. The chosen are so many that
+# positions which do not restart show.
+_CHECKED = ((8, 48, 16), (5, 3, 20))
 
-def completion_hidden(model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-    """Last hidden states [N, d] of a causal language model's body at flat ``positions`` of ``input_ids``."""
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+
+def completion_hidden(
+    model: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    position_ids: Tensor | None = None,
+    branches: Tensor | None = None,
+) -> Tensor:
+    """Last hidden states [N, d] of a causal language model's body; the arguments are a Layout's fields."""
+    shared = {}
+    if branches is not None:
+        attention_mask = branch_mask(branches, input_ids.shape[1], model.dtype)
+        shared["position_ids"] = position_ids
+    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **shared)
     hidden = output.last_hidden_state
-    return hidden.reshape(-1, hidden.shape[-1])[positions]
+    return hidden.reshape(-1, hidden.shape[-1])[positions.to(hidden.device)]
 
 
-def enable_scoring(model: Any) -> None:
+def enable_scoring(model: Any, reference_head: Head | None = None) -> None:
     """Let ``model(..., score_positions=, score_ids=, ...)`` return :class:`Scores`.
 
     The scored forward replaces the instance's ``forward`` rather than reaching around it, so that
     wrappers around the model (DDP, FSDP, autocast) stay in the path. Calls without ``score_positions``
     are the model's own.
+
+    Args:
+        model: the policy.
+        reference_head: makes whole distributions of the reference out of ``score_ref_hidden``.
 
     Raises:
         ModelError: the model's logits are not its hidden states through a :class:`Head`.
@@ -40,13 +65,36 @@ def enable_scoring(model: Any) -> None:
         score_ids: Tensor | None = None,
         score_entropy: bool = False,
         score_log_collision: bool = False,
+        score_ref_hidden: Tensor | None = None,
+        score_ref_logp: Tensor | None = None,
+        score_forward_kl: bool = False,
+        score_reverse_kl: bool = False,
         **kwargs: Any,
     ) -> Any:
         if score_positions is None or score_ids is None:
             return plain_forward(*args, **kwargs)
-        hidden = completion_hidden(model, kwargs["input_ids"], kwargs["attention_mask"], score_positions)
+        hidden = completion_hidden(
+            model,
+            kwargs["input_ids"],
+            kwargs["attention_mask"],
+            score_positions,
+            kwargs.get("position_ids"),
+            kwargs.get("branches"),
+        )
+        reference: WholeReference | None = None
+        if score_ref_hidden is not None and reference_head is not None:
+            reference = FromHidden(reference_head, score_ref_hidden)
+        elif score_ref_logp is not None:
+            reference = FromLogProbs(score_ref_logp)
         scores: Scores = sparse_scores(
-            Head.of(model), hidden, score_ids, entropy=score_entropy, log_collision=score_log_collision
+            Head.of(model),
+            hidden,
+            score_ids,
+            entropy=score_entropy,
+            log_collision=score_log_collision,
+            reference=reference,
+            forward_kl=score_forward_kl,
+            reverse_kl=score_reverse_kl,
         )
         return scores
 
@@ -54,29 +102,87 @@ def enable_scoring(model: Any) -> None:
 
 
 @torch.no_grad()
-def check_head(model: Any) -> None:
+def check_head(model: Any, head: Head | None = None) -> None:
     """Compare our logits with the model's own on a few tokens, before any are trusted.
 
     Raises:
         ModelError: they differ, because the architecture does something to its logits that
             :class:`Head` does not know.
     """
-    head = Head.of(model)
+    head = head or Head.of(model)
     was_training = model.training
     model.eval()
     try:
         count = min(8, head.vocab_size)
-        ids = torch.arange(count, device=head.weight.device)[None]
+        ids = torch.arange(count, device=input_device(model))[None]
         mask = torch.ones_like(ids)
         want = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
-        hidden = completion_hidden(model, ids, mask, torch.arange(count, device=ids.device))
-        got = logits(head, hidden, torch.promote_types(hidden.dtype, head.weight.dtype)).float()
+        hidden = completion_hidden(model, ids, mask, ids[0]).to(head.weight.device)
+        got = logits(head, hidden, torch.promote_types(hidden.dtype, head.weight.dtype)).to(want)
     finally:
         model.train(was_training)
+    # A padded vocabulary's bias may rule its extra tokens out.
+    finite, ruled_out = want.isfinite(), want == -torch.inf
+    if not bool((finite | ruled_out).all()) or not bool(finite.any()):
+        raise ModelError(
+            f"{type(model).__name__} gives logits that are not finite; check its weights, or run it in "
+            "float32"
+        )
     tolerance = 1e-3 if head.weight.dtype in (torch.float32, torch.float64) else 5e-2
-    scale = want.abs().max().clamp(min=1.0)
-    if want.shape != got.shape or not bool((want - got).abs().max() <= tolerance * scale):
+    scale = want[finite].abs().max().clamp(min=1.0)
+    if (
+        want.shape != got.shape
+        or not bool(((got == -torch.inf) == ruled_out).all())
+        or not bool((want - got)[finite].abs().max() <= tolerance * scale)
+    ):
         raise ModelError(
             f"{type(model).__name__} computes its logits in a way tdpo does not know (its own and ours "
             "differ); it cannot be scored without full logits, so it is not supported yet"
         )
+
+
+@torch.no_grad()
+def check_sharing(model: Any) -> str | None:
+    """Run a few tokens in shared and in separate rows.
+
+    Returns:
+        What is wrong, in words, where the results differ; None where they agree.
+    """
+    pairs = _pairs_to_check(model.config)
+    was_training = model.training
+    model.eval()
+    try:
+        separate = _hidden(model, lay_out(pairs)).float()
+    finally:
+        model.train(was_training)
+    model.eval()
+    try:
+        shared = _hidden(model, lay_out_shared(pairs)).float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"it does not take such rows ({type(error).__name__})"
+    finally:
+        model.train(was_training)
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
+    if not bool((shared - separate).norm() <= tolerance * separate.norm()):
+        return "rows with a shared prompt score differently"
+    return None
+
+
+def _pairs_to_check(config: Any) -> list[Pair]:
+    """Pairs of :data:`_CHECKED` tokens, fewer where the model takes fewer or attends to fewer."""
+    text = config.get_text_config()
+    most = getattr(text, "max_position_embeddings", None)
+    limits = [limit for limit in (longest_shared_row(text), most) if isinstance(limit, int)]
+    scale = min([1.0, *(limit / max(map(sum, _CHECKED)) for limit in limits)])
+    pairs, start = [], 0
+    for row, lengths in enumerate(_CHECKED):
+        parts = [max(1, int(scale * length)) for length in lengths]
+        ids = np.arange(start, start := start + sum(parts)) * 7919 % text.vocab_size
+        pairs.append(Pair.make(row, *np.split(ids, np.cumsum(parts)[:-1])))
+    return pairs
+
+
+def _hidden(model: Any, layout: Layout) -> torch.Tensor:
+    return completion_hidden(model, **layout.model_inputs(input_device(model)))

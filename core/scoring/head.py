@@ -45,14 +45,14 @@ class Head:
                 "(one that AutoModelForCausalLM opens)"
             )
         config = model.config.get_text_config()
-        # Cohere multiplies the logits, Granite divides them, Gemma 2 and its kin cap them.
+        # Cohere multiplies the logits, Granite divides them, Gemma 2 and RecurrentGemma cap them.
         scale = float(getattr(config, "logit_scale", None) or 1.0)
         scale /= float(getattr(config, "logits_scaling", None) or 1.0)
         return cls(
             module.weight,
             getattr(module, "bias", None),
             scale,
-            getattr(config, "final_logit_softcapping", None),
+            getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None),
         )
 
 

@@ -2,8 +2,8 @@
 
 The forward pass walks over chunks of positions and keeps the log-normaliser of each; the backward pass
 recomputes a chunk's logits. With ``G`` the gradient of the output, the gradient of a chunk's logits is
-``scatter(G at ids) - softmax * G.sum(-1)``. Entropy and collision, which need the whole distribution, ride
-along in the same loops.
+``scatter(G at ids) - softmax * G.sum(-1)``. Entropy, collision and, where the reference's whole distribution
+is at hand, both KL divergences ride along in the same loops.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..divergence import whole_kl
+from .exact import WholeReference
 from .head import Head, accumulation_dtype, compute_dtype, logits, matmul, vocabulary_slices
 
 # Bytes of one chunk's logits. Small enough to stay out of the peak, large enough to fill the matrix units.
@@ -28,6 +30,10 @@ class Scores(NamedTuple):
     """H(q) [N]."""
     log_collision: Tensor | None = None
     """log sum_v q_v^2 [N]."""
+    forward_kl: Tensor | None = None
+    """KL(p || q) [N], exact."""
+    reverse_kl: Tensor | None = None
+    """KL(q || p) [N], exact."""
 
 
 def sparse_log_probs(hidden: Tensor, weight: Tensor, ids: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -52,9 +58,12 @@ def sparse_scores(
     *,
     entropy: bool = False,
     log_collision: bool = False,
+    reference: WholeReference | None = None,
+    forward_kl: bool = False,
+    reverse_kl: bool = False,
     chunk: int | None = None,
 ) -> Scores:
-    """Log-probabilities at ``ids`` and, where asked for, entropy and collision of every position.
+    """Log-probabilities at ``ids`` and, where asked for, what takes the whole distribution.
 
     Args:
         head: the output head; frozen parameters get no gradient and pay for none.
@@ -62,12 +71,29 @@ def sparse_scores(
         ids: [N, n] int64.
         entropy: also H(q) [N].
         log_collision: also log sum_v q_v^2 [N].
+        reference: p at the same positions, for the divergences; gets no gradient.
+        forward_kl: also KL(p || q) [N].
+        reverse_kl: also KL(q || p) [N].
         chunk: positions whose logits exist at a time; chosen from the vocabulary's size when None.
     """
-    logp, h, c = _SparseScores.apply(
-        hidden, head.weight, head.bias, ids, head, entropy, log_collision, chunk or chunk_rows(head)
-    )
-    return Scores(logp, h if entropy else None, c if log_collision else None)
+    if reference is None and (forward_kl or reverse_kl):
+        raise ValueError("a divergence needs the reference")
+    wanted = _Wanted(entropy, log_collision, forward_kl, reverse_kl)
+    if not (forward_kl or reverse_kl):
+        reference = None
+    # Chunks of both models' logits lie side by side.
+    chunk = chunk or max(1, chunk_rows(head) // (1 if reference is None else 2))
+    logp, *dense = _SparseScores.apply(hidden, head.weight, head.bias, ids, head, wanted, reference, chunk)
+    return Scores(logp, *(value if asked else None for value, asked in zip(dense, wanted, strict=True)))
+
+
+class _Wanted(NamedTuple):
+    """Which statistics that take the whole distribution are asked for, in the order of :class:`Scores`."""
+
+    entropy: bool
+    log_collision: bool
+    forward_kl: bool
+    reverse_kl: bool
 
 
 def chunk_rows(head: Head) -> int:
@@ -94,39 +120,49 @@ class _SparseScores(torch.autograd.Function):
         bias: Tensor | None,
         ids: Tensor,
         head: Head,
-        entropy: bool,
-        log_collision: bool,
+        wanted: _Wanted,
+        reference: WholeReference | None,
         chunk: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         dtype = compute_dtype(hidden, weight)
         wide = accumulation_dtype(dtype)
         n = hidden.shape[0]
         logp = hidden.new_empty(ids.shape, dtype=wide)
         log_z = hidden.new_empty(n, dtype=wide)
-        h = hidden.new_empty(n if entropy else 0, dtype=wide)
-        c = hidden.new_empty(n if log_collision else 0, dtype=wide)
-        for rows, z in logit_chunks(head, hidden, chunk, dtype):
-            log_z[rows] = torch.logsumexp(z, -1)
-            logp[rows] = z.gather(-1, ids[rows]) - log_z[rows, None]
-            if entropy or log_collision:
-                p = z.sub_(log_z[rows, None]).exp_()
-                if log_collision:
-                    c[rows] = p.square().sum(-1).log()
-                if entropy:
-                    h[rows] = torch.special.entr(p).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, ids, log_z, h, c)
-        ctx.head, ctx.dtype, ctx.chunk = head, dtype, chunk
+        h, c, f, r = (hidden.new_empty(n if asked else 0, dtype=wide) for asked in wanted)
+        # Autocast has had its say in dtype; inside, it would round what is accumulated in float32.
+        with torch.autocast(hidden.device.type, enabled=False):
+            for rows, z in logit_chunks(head, hidden, chunk, dtype):
+                log_z[rows] = torch.logsumexp(z, -1)
+                logp[rows] = z.gather(-1, ids[rows]) - log_z[rows, None]
+                if not any(wanted):
+                    continue
+                log_q = z.sub_(log_z[rows, None])
+                if reference is not None:
+                    log_p = reference.log_probs(rows)
+                    if wanted.forward_kl:
+                        f[rows] = whole_kl(log_p, log_q)
+                    if wanted.reverse_kl:
+                        r[rows] = whole_kl(log_q, log_p)
+                if wanted.entropy or wanted.log_collision:
+                    q = log_q.exp_()
+                    if wanted.log_collision:
+                        c[rows] = q.square().sum(-1).log()
+                    if wanted.entropy:
+                        h[rows] = torch.special.entr(q).sum(-1)
+        ctx.save_for_backward(hidden, weight, bias, ids, log_z, h, c, r)
+        ctx.head, ctx.dtype, ctx.chunk, ctx.reference = head, dtype, chunk, reference
         # A statistic that is only logged sends no gradient back, and its backward costs nothing.
         ctx.set_materialize_grads(False)
-        return logp, h, c
+        return logp, h, c, f, r
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, log_z, h, c = ctx.saved_tensors
+        hidden, weight, bias, ids, log_z, h, c, r = ctx.saved_tensors
         # Rebuilt from the saved tensors, so that autograd's version counters guard them.
         head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
-        g_logp, g_h, g_c = grads
+        g_logp, g_h, g_c, g_f, g_r = grads
         if g_logp is None:
             g_logp = torch.zeros(ids.shape, dtype=log_z.dtype, device=ids.device)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
@@ -135,14 +171,24 @@ class _SparseScores(torch.autograd.Function):
         d_bias = torch.zeros_like(bias, dtype=log_z.dtype) if wants_bias else None
         for rows, z in logit_chunks(head, hidden, ctx.chunk, ctx.dtype):
             slope = None if head.softcap is None else 1 - (z / head.softcap).square_()
-            p = z.sub_(log_z[rows, None]).exp_()
+            log_q = z.sub_(log_z[rows, None])
+            pull = None
+            if g_f is not None or g_r is not None:
+                pull = _divergence_gradient(
+                    ctx.reference.log_probs(rows),
+                    log_q,
+                    g_f[rows] if g_f is not None else None,
+                    (g_r[rows], r[rows]) if g_r is not None else None,
+                )
             d = _logit_gradient(
-                p,
+                log_q.exp_(),
                 ids[rows],
                 g_logp[rows],
                 (g_h[rows], h[rows]) if g_h is not None else None,
                 (g_c[rows], c[rows]) if g_c is not None else None,
             )
+            if pull is not None:
+                d += pull
             if slope is not None:
                 d *= slope
             if head.scale != 1.0:
@@ -155,6 +201,28 @@ class _SparseScores(torch.autograd.Function):
         if d_bias is not None:
             d_bias = d_bias.to(bias.dtype)
         return d_hidden, d_weight, d_bias, None, None, None, None, None
+
+
+def _divergence_gradient(
+    log_p: Tensor, log_q: Tensor, forward: Tensor | None, reverse: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Gradient [C, V] of one chunk's logits through its divergences from the reference.
+
+    d KL(p || q) / d z = q - p;  d KL(q || p) / d z = q (log q - log p - KL(q || p)).
+    ``forward`` is a gradient [C], ``reverse`` a pair of (gradient [C], value [C]). ``log_p`` is overwritten.
+    """
+    q = log_q.exp()
+    pull = None
+    if reverse is not None:
+        g, value = reverse
+        # A token without probability pulls nothing, even where the other model has none for it either.
+        apart = torch.where(q > 0, log_q - log_p, 0)
+        pull = apart.sub_(value[:, None]).mul_(q).mul_(g[:, None])
+    if forward is not None:
+        term = q.sub_(log_p.exp_()).mul_(forward[:, None])
+        pull = term if pull is None else pull.add_(term)
+    assert pull is not None
+    return pull
 
 
 def _logit_gradient(

@@ -5,11 +5,12 @@ from dataclasses import fields
 from typing import Any, get_type_hints
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ..config import FitConfig
 from ..errors import ConfigError
-from ..options import coerce, scalar_type
+from ..options import coerce, nearest, scalar_type
 
 
 def training_arguments(config: FitConfig, evaluate: bool) -> Any:
@@ -27,6 +28,13 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         # Values from --set are text, and YAML takes 1e-5 for text too.
         plain = isinstance(value, str) and scalar_type(annotations[name])[0] in (int, float, bool)
         given[name] = coerce(value, annotations[name], f"training.{name}") if plain else value
+    for name, value, words in (
+        ("schedule", config.schedule, SchedulerType),
+        ("optimizer", config.optimizer, OptimizerNames),
+    ):
+        known = {word.value for word in words}
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} is none that transformers has{nearest(value, known)}")
     values: dict[str, Any] = {
         "output_dir": config.output_dir,
         "per_device_train_batch_size": config.batch_size,

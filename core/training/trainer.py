@@ -12,6 +12,7 @@ from ..scoring.completions import completions
 from ..scoring.forward import enable_scoring
 from .agreement import check_agreement
 from .data import CachedPairs, EpochSampler, collate
+from .divergences import ExactDivergences
 from .metrics import Means, pair_metrics, peak_memory_gb
 
 
@@ -43,7 +44,8 @@ class PreferenceTrainer(Trainer):
         **kwargs: Any,
     ):
         # Before Trainer sees the model: autocast and the parallel wrappers must end up around our forward.
-        enable_scoring(model)
+        self._exact = ExactDivergences.of(train_dataset.reader, objective.needs, kwargs["args"].device)
+        enable_scoring(model, self._exact.head)
         self.objective: Objective = objective
         self.estimator, self.check_start = estimator, check_start
         self.reader = train_dataset.reader
@@ -93,7 +95,7 @@ class PreferenceTrainer(Trainer):
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             score_positions=inputs["score_positions"],
-            score_ids=inputs["score_ids"],
+            **self._exact.arguments(inputs),
             score_entropy=True,
             score_log_collision="log_collision" in self.objective.needs,
         )

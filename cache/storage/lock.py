@@ -1,4 +1,4 @@
-"""One builder at a time: a lock on a cache folder that dies with the process holding it."""
+"""One builder at a time: a lock on a cache folder that does not outlive the process holding it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,50 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import CacheError
+from ..errors import CacheError
 from .files import explained
+from .lease import LEASE_NAME, LEASE_SECONDS, Lease
+from .local import LocalFolder
+from .remote import RemoteFolder
 
 if TYPE_CHECKING:
     from .files import Folder
 
-LOCK_NAME = ".lock"
+LOCK_NAME = LEASE_NAME
 
 
-class BuilderLock:
-    """The right to write into a cache folder, held from construction until `release`.
+class Lock(Protocol):
+    """The right to write into a cache folder."""
+
+    def check(self) -> None:
+        """Raise CacheError where the right was lost."""
+
+    def release(self) -> None:
+        """Give it back; doing it twice does nothing."""
+
+
+def lock_folder(folder: Folder, lease_seconds: float = LEASE_SECONDS) -> Lock:
+    """Take the right to write into a folder.
+
+    Args:
+        folder: a folder that is there.
+        lease_seconds: how often a remote folder's lease is changed; see `Lease`.
+
+    Raises:
+        CacheError: another process builds this cache now, or the folder cannot be written to.
+
+    """
+    if isinstance(folder, RemoteFolder):
+        return Lease(folder, lease_seconds)
+    if isinstance(folder, LocalFolder):
+        return LocalLock(folder)
+    raise TypeError(f"no lock for {type(folder).__name__}")
+
+
+class LocalLock:
+    """The right to write into a local cache folder, held from construction until `release`.
 
     The operating system holds the lock, so a builder that was killed holds nothing: the file it leaves
     behind is taken over. The file's content, `PID on HOST`, serves only the message to a second builder.
@@ -28,10 +59,13 @@ class BuilderLock:
 
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: LocalFolder) -> None:
         self._path = folder.path / LOCK_NAME
         with explained("lock", self._path):
             self._handle = _acquire(self._path)
+
+    def check(self) -> None:
+        """Do nothing: the operating system takes it from nobody."""
 
     def release(self) -> None:
         """Give the lock back; doing it twice does nothing."""

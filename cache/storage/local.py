@@ -1,93 +1,51 @@
-"""Every operation on the file system that the cache makes: one folder, plain file names inside it.
-
-The writer and the reader reach files only through `Folder`, so a folder that is not local (an fsspec
-URL) needs another class with these methods and nothing else.
-"""
+"""Cache folders on this machine: every write is flushed to the disk and takes its name in one step."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
-import re
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
-from .errors import CacheError
+from .files import TEMPORARY, Folder, Written, checked_name, explained
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-TEMPORARY = ".tmp"
-
-_ADVICE = {
-    errno.ENOSPC: "free some space and run the same command again; finished shards are kept",
-    errno.EDQUOT: "free some space and run the same command again; finished shards are kept",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or use smaller shards, and run it again",
-    errno.EACCES: "choose a folder that you may read and write",
-    errno.EPERM: "choose a folder that you may read and write",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.ENOENT: "check the path, and that its disk is still mounted",
-    errno.ENOTDIR: "a part of the path is a file; choose another folder",
-}
-
-
-@contextmanager
-def explained(action: str, path: str | Path) -> Iterator[None]:
-    """Turn an OSError inside the block into a `CacheError`: what failed, where, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        what = (error.strerror or str(error) or type(error).__name__).splitlines()[0]
-        advice = _ADVICE.get(error.errno or 0, "check the disk and run the same command again")
-        raise CacheError(f"cannot {action} {path}: {what}; {advice}") from error
-
-
-def is_plain_name(name: str) -> bool:
-    """Whether a name stays inside its folder on every platform: no separators, drives, dots or controls."""
-    return bool(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name)) and ".." not in name
-
-
-def write_all(file: IO[bytes], content: bytes) -> None:
-    """Write content that is already in memory."""
-    file.write(content)
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A finished file: its size in bytes and the SHA-256 of its content in hexadecimal digits."""
-
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Folder:
-    """A local folder and the files directly inside it."""
+class LocalFolder(Folder):
+    """A folder of this machine."""
 
     path: Path
 
-    @classmethod
-    def at(cls, path: str | os.PathLike[str]) -> Folder:
-        """Name a folder, which need not exist; refuse URLs.
+    read_ahead: ClassVar[bool] = False
 
-        Raises:
-            CacheError: the path is the URL of remote storage.
+    @property
+    def location(self) -> str:
+        """The path as given."""
+        return str(self.path)
 
-        """
-        text = os.fspath(path)
-        if "://" in text:
-            raise CacheError(f"{text} is a URL, and caches are local folders so far: copy it to a local path")
-        return cls(Path(text))
+    def locate(self, name: str) -> str:
+        """Return the path of a file in the folder."""
+        return str(self.path / name)
+
+    def child(self, name: str) -> LocalFolder:
+        """Name a folder inside this one, which need not exist."""
+        return LocalFolder(self.path / checked_name(self, name))
 
     def exists(self) -> bool:
         """Whether the folder is there."""
         with explained("look at", self.path):
             return self.path.is_dir()
+
+    def is_file(self) -> bool:
+        """Whether the path leads to a file, or to anything else that is no folder."""
+        with explained("look at", self.path):
+            return self.path.exists() and not self.path.is_dir()
 
     def names(self) -> list[str]:
         """Names of everything in the folder, sorted; empty where there is no folder."""
@@ -96,6 +54,15 @@ class Folder:
                 return sorted(os.listdir(self.path))
             except FileNotFoundError:
                 return []
+
+    def sizes(self) -> dict[str, int]:
+        """Name -> size in bytes of every file in the folder."""
+        with explained("list", self.path):
+            try:
+                with os.scandir(self.path) as entries:
+                    return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            except FileNotFoundError:
+                return {}
 
     def size(self, name: str) -> int | None:
         """Size of a file in bytes, None where there is no such file."""
@@ -113,7 +80,11 @@ class Folder:
     def source(self, name: str) -> pa.NativeFile:
         """Open a file for pyarrow to read from; the caller closes it."""
         with explained("read", self.path / name):
-            return pa.OSFile(str(self.path / name))
+            try:
+                return pa.OSFile(str(self.path / name))
+            except OSError:
+                (self.path / name).open("rb").close()  # the same refusal, in the system's words
+                raise
 
     def create(self) -> list[Path]:
         """Make the folder and its missing parents; return those that were made, innermost first."""
@@ -148,10 +119,7 @@ class Folder:
                     write(file)
                     file.flush()
                     os.fsync(file.fileno())
-                with temporary.open("rb") as file:
-                    written = Written(
-                        os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
-                    )
+                written = Written.of(temporary)
                 os.replace(temporary, final)
                 self._flush_names()
         except BaseException:

@@ -1,0 +1,1 @@
+"""Statistics added to a cache after it was built: sets of columns beside the shards, joined by pair_id."""

@@ -1,0 +1,1 @@
+"""Adding statistics to a finished cache."""

@@ -1,0 +1,1 @@
+"""What a build would take, told before anything is loaded."""

@@ -1,0 +1,1 @@
+"""Several processes that build one cache: a leader, and followers that score what it hands them."""
