@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from .errors import CacheError
+from .ledger import (
+    FIRST_ROWS,
+    Part,
+    Shard,
+    Skipped,
+    damaged,
+    get_count,
+    get_field,
+    parse_files,
+    parse_part,
+    parse_shard,
+)
 from .schema import FORMAT, FORMAT_VERSION
 from .scores.sets import ScoreSet, parse_scores
-from .storage.files import Written, is_plain_name, write_all
+from .storage.files import Written, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,71 +30,6 @@ if TYPE_CHECKING:
     from .storage.files import Folder
 
 MANIFEST_NAME = "manifest.json"
-FIRST_ROWS = 10
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Rows of the source data left out for one reason: how many, and the first few row numbers."""
-
-    count: int
-    first_rows: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One entry of the ledger: a finished shard.
-
-    Attributes:
-        file: name of the Parquet file, None where every row of the shard was skipped.
-        index: place of the shard among the shards.
-        source_rows: the rows of the source data it covers, from and up to (exclusive).
-        rows: pairs kept.
-        prompt_tokens, completion_tokens: tokens in them; completion tokens count both sides.
-        bytes, sha256: size and checksum of the file.
-        skipped: reason -> rows left out.
-
-    """
-
-    file: str | None
-    index: int
-    source_rows: tuple[int, int]
-    rows: int
-    prompt_tokens: int
-    completion_tokens: int
-    bytes: int
-    sha256: str
-    skipped: dict[str, Skipped] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A contiguous run of a cache's shards, built on its own: part `index` (from 1) of `of` parts."""
-
-    index: int
-    of: int
-
-    @classmethod
-    def parse(cls, text: str) -> Part:
-        """Read `2/5`.
-
-        Raises:
-            ValueError: it is not two whole numbers i/n with 1 <= i <= n.
-
-        """
-        found = re.fullmatch(r"(\d+)/(\d+)", text.strip(), re.ASCII)
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
-            raise ValueError(text)
-        return cls(int(found[1]), int(found[2]))
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.of}"
-
-    def shards(self, count: int) -> range:
-        """Shards of this part, of `count` in all: parts are as even as can be, and may be empty."""
-        return range((self.index - 1) * count // self.of, self.index * count // self.of)
 
 
 @dataclass(slots=True)
@@ -256,129 +202,30 @@ def _parse(document: Any, path: str) -> Manifest:
         raise CacheError(
             f'{path} is not the manifest of a cache ("format" is not "{FORMAT}"): check the path'
         )
-    version = _get(document, "format_version", int, path)
+    version = get_field(document, "format_version", int, path)
     if version > FORMAT_VERSION:
         raise CacheError(
             f"{path} is of format version {version}, this tdpo reads up to {FORMAT_VERSION}: upgrade tdpo"
         )
     manifest = Manifest(
-        identity=_get(document, "identity", dict, path),
-        provenance=_get(document, "provenance", dict, path),
-        source_rows=_count(document, "source_rows", path),
-        shard_rows=_count(document, "shard_rows", path),
-        shards=[parse_shard(entry, path) for entry in _get(document, "shards", list, path)],
-        complete=_get(document, "complete", bool, path),
-        part=_parse_part(document["part"], path) if "part" in document else None,
-        files=_parse_files(document.get("files", {}), path),
+        identity=get_field(document, "identity", dict, path),
+        provenance=get_field(document, "provenance", dict, path),
+        source_rows=get_count(document, "source_rows", path),
+        shard_rows=get_count(document, "shard_rows", path),
+        shards=[parse_shard(entry, path) for entry in get_field(document, "shards", list, path)],
+        complete=get_field(document, "complete", bool, path),
+        part=parse_part(document["part"], path) if "part" in document else None,
+        files=parse_files(document.get("files", {}), path),
     )
     try:
         manifest.scores = parse_scores(document.get("scores", {}))
     except ValueError as error:
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     if manifest.shard_rows < 1:
-        raise _damaged(path, '"shard_rows" is below 1')
+        raise damaged(path, '"shard_rows" is below 1')
     indices = [shard.index for shard in manifest.shards]
     if indices != sorted(set(indices)) or any(index not in manifest.expected for index in indices):
-        raise _damaged(path, "its shards are out of order, repeated or too many")
+        raise damaged(path, "its shards are out of order, repeated or too many")
     if manifest.complete and len(indices) != manifest.expected_count:
-        raise _damaged(path, f"it is marked complete with {len(indices)} of {manifest.expected_count} shards")
+        raise damaged(path, f"it is marked complete with {len(indices)} of {manifest.expected_count} shards")
     return manifest
-
-
-def _parse_part(entry: Any, path: str) -> Part:
-    if not isinstance(entry, dict):
-        raise _damaged(path, '"part" is not an object')
-    part = Part(_count(entry, "index", path), _count(entry, "of", path))
-    if not 1 <= part.index <= part.of:
-        raise _damaged(path, f'"part" is {part.index} of {part.of}')
-    return part
-
-
-def _parse_files(entries: Any, path: str) -> dict[str, Written]:
-    if not isinstance(entries, dict):
-        raise _damaged(path, '"files" is not an object')
-    files = {}
-    for name, entry in entries.items():
-        if not is_plain_name(name):
-            raise CacheError(
-                f"{path} names the file {name!r}, which is not a plain file name inside the folder: "
-                "do not use this cache, unless you know who wrote it"
-            )
-        if not isinstance(entry, dict):
-            raise _damaged(path, f"the entry of {name} is not an object")
-        sha256 = _get(entry, "sha256", str, path)
-        if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise _damaged(path, f"the sha256 of {name} is not 64 hexadecimal digits")
-        files[name] = Written(_count(entry, "bytes", path), sha256)
-    return files
-
-
-def parse_shard(entry: Any, path: str) -> Shard:
-    """Check one entry of the ledger as read from `path`.
-
-    Raises:
-        CacheError: it is damaged, or names a file outside the folder.
-
-    """
-    if not isinstance(entry, dict):
-        raise _damaged(path, "a shard's entry is not an object")
-    file = entry.get("file")
-    if file is not None and (not isinstance(file, str) or not is_plain_name(file)):
-        raise CacheError(
-            f"{path} names the shard {file!r}, which is not a plain file name inside the folder: "
-            "do not use this cache, unless you know who wrote it"
-        )
-    rows = _count(entry, "rows", path)
-    if file is None and rows:
-        raise _damaged(path, "a shard with rows has no file")
-    span = _get(entry, "source_rows", list, path)
-    if len(span) != 2 or not _whole(span) or span[1] < span[0]:
-        raise _damaged(path, "a shard's source_rows are not two row numbers")
-    sha256 = _get(entry, "sha256", str, path)
-    if file is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise _damaged(path, f"the sha256 of {file} is not 64 hexadecimal digits")
-    return Shard(
-        file=file,
-        index=_count(entry, "index", path),
-        source_rows=(span[0], span[1]),
-        rows=rows,
-        prompt_tokens=_count(entry, "prompt_tokens", path),
-        completion_tokens=_count(entry, "completion_tokens", path),
-        bytes=_count(entry, "bytes", path),
-        sha256=sha256,
-        skipped={
-            reason: _parse_skipped(skipped, path)
-            for reason, skipped in _get(entry, "skipped", dict, path).items()
-        },
-    )
-
-
-def _parse_skipped(entry: Any, path: str) -> Skipped:
-    if not isinstance(entry, dict):
-        raise _damaged(path, "a shard's skipped rows are not an object")
-    first_rows = _get(entry, "first_rows", list, path)
-    if not _whole(first_rows):
-        raise _damaged(path, "a shard's skipped first_rows are not row numbers")
-    return Skipped(_count(entry, "count", path), tuple(first_rows))
-
-
-def _damaged(path: str, what: str) -> CacheError:
-    return CacheError(f"{path} is damaged: {what}; restore it, or build again with --overwrite")
-
-
-def _whole(values: list[Any]) -> bool:
-    return all(type(value) is int and value >= 0 for value in values)
-
-
-def _get(document: dict[str, Any], key: str, kind: type[_T], path: str) -> _T:
-    value = document.get(key)
-    if type(value) is not kind:  # not isinstance: True is no count
-        raise _damaged(path, f'"{key}" is missing or not of the right type')
-    return value
-
-
-def _count(document: dict[str, Any], key: str, path: str) -> int:
-    value = _get(document, key, int, path)
-    if value < 0:
-        raise _damaged(path, f'"{key}" is negative')
-    return value

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import CacheError
 from .layout import OPTIONS_NAME
-from .manifest import Manifest, Part, identity_differences, read_manifest
+from .ledger import Part
+from .manifest import Manifest, identity_differences, read_manifest
 from .reader import CacheReader, open_cache
 from .storage.files import Folder, is_url
 from .writer import CacheWriter

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from .encode import check_scored, write_pairs
 from .errors import CacheError
 from .layout import entry_name, shard_name
-from .manifest import FIRST_ROWS, Shard, Skipped, parse_shard, plain_json
+from .ledger import FIRST_ROWS, Shard, Skipped, parse_shard
+from .manifest import plain_json
 from .pairs import completion_tokens
 from .schema import ROW_GROUP_ROWS, CachedStatistics
 from .storage.files import Folder, Written, write_all

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .manifest import Manifest, Shard
+    from .ledger import Shard
+    from .manifest import Manifest
     from .storage.files import Folder, Written
     from .values import Finding
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 from .card import CARD_NAME, dataset_card
 from .errors import CacheError
 from .layout import ENTRY, OPTIONS_NAME, entry_name, is_ours, refuse_foreign, refuse_other
-from .manifest import MANIFEST_NAME, Manifest, Part, Shard, plain_json, read_manifest, write_manifest
+from .ledger import Part, Shard
+from .manifest import MANIFEST_NAME, Manifest, plain_json, read_manifest, write_manifest
 from .schema import ROW_GROUP_ROWS, CachedStatistics
 from .scores.sets import clear_scores
 from .shard import ShardWriter, left_entries, source_rows

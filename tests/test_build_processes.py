@@ -19,7 +19,8 @@ from support import run_tdpo, write_pairs
 
 import tdpo
 from tdpo.cache.layout import entry_name
-from tdpo.cache.manifest import Manifest, Part, read_manifest
+from tdpo.cache.ledger import Part
+from tdpo.cache.manifest import Manifest, read_manifest
 from tdpo.cache.pairs import Pair, ScoredPair, SideStatistics
 from tdpo.cache.shard import ShardWriter
 from tdpo.cache.storage.files import Folder

@@ -5,14 +5,8 @@ import json
 import pytest
 
 from tdpo.cache.errors import CacheError
-from tdpo.cache.manifest import (
-    Manifest,
-    Shard,
-    Skipped,
-    identity_differences,
-    read_manifest,
-    write_manifest,
-)
+from tdpo.cache.ledger import Shard, Skipped
+from tdpo.cache.manifest import Manifest, identity_differences, read_manifest, write_manifest
 from tdpo.cache.reader import open_cache
 from tdpo.cache.storage.local import LocalFolder
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import tdpo
 from tdpo.cache.errors import CacheError, TdpoError
-from tdpo.cache.manifest import Part, read_manifest, write_manifest
+from tdpo.cache.ledger import Part
+from tdpo.cache.manifest import read_manifest, write_manifest
 from tdpo.cache.merge import merge_caches
 from tdpo.cache.pairs import Pair, ScoredPair, SideStatistics
 from tdpo.cache.reader import open_cache

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
     from numpy.typing import NDArray
 
-    from ..manifest import Manifest, Shard
+    from ..ledger import Shard
+    from ..manifest import Manifest
     from ..storage.files import Folder
     from .sets import ScoreColumn, ScoreSet, ScoreShard
 

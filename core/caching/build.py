@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from ...cache.manifest import Part
+from ...cache.ledger import Part
 from ...cache.reader import CacheReader, open_cache
 from ...cache.writer import CacheWriter
 from ..config import BuildConfig, as_yaml

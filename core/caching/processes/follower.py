@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from ....cache.manifest import MANIFEST_NAME, Manifest, Part
+from ....cache.ledger import Part
+from ....cache.manifest import MANIFEST_NAME, Manifest
 from ....cache.pairs import ScoredPair
 from ....cache.shard import ShardWriter
 from ....cache.storage.files import Folder

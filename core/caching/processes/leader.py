@@ -13,7 +13,8 @@ from multiprocessing.connection import Listener
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ....cache.manifest import Manifest, Shard, parse_shard
+from ....cache.ledger import Shard, parse_shard
+from ....cache.manifest import Manifest
 from ...config import BuildConfig
 from ...errors import TdpoError
 from ..shards import Waiting
