@@ -17,8 +17,17 @@ _MAY_CHANGE = {"resume", "overwrite", "output", "logging_steps", "save_steps"}
 
 
 def is_first_process() -> bool:
-    """Whether this is the only process of the run, or the launcher's first."""
-    return int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the only process of the run, or the launcher's first.
+
+    Raises:
+        ConfigError: the environment's RANK is no number.
+    """
+    rank = os.environ.get("RANK", "0")
+    if not rank.isdigit():
+        raise ConfigError(
+            f"the environment says RANK={rank}: start with torchrun or accelerate launch, or unset it"
+        )
+    return int(rank) == 0
 
 
 def prepare_output(folder: Path, config: FitConfig) -> None:

@@ -9,7 +9,6 @@ import click
 
 from ..errors import LeaderEndedError, TdpoError
 from ..options import nearest
-from ..runs import is_first_process
 from .cache import cache
 from .demo import demo
 from .fit import fit
@@ -88,7 +87,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 def _fail(message: str | None, code: int) -> None:
-    if not is_first_process():
+    if os.environ.get("RANK", "0") != "0":
         # A launcher ends all processes as soon as one ends, and the first one's message is to be read.
         time.sleep(_FIRST_SPEAKS)
     if message is not None:
