@@ -279,7 +279,7 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     )
     axes.axhline(0.75, color="grey", linestyle=":", label="target of the build")
     axes.set_ylabel("tokens/s, of the body's")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
 
 
 CONTENDERS: dict[str, Callable[[dict[str, Any]], common.Repeat]] = {

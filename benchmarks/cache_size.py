@@ -324,11 +324,17 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
         x, y = ([r[key] for r in points] for key in ("bytes_per_token", "rms"))
         axes.plot(x, y, marker, label=label, ms=5)
     axes.set(
-        xscale="log", yscale="log", xlabel="bytes a completion token", ylabel="rms error of a completion's KL"
+        xscale="log",
+        yscale="log",
+        xlabel="bytes a completion token",
+        ylabel="rms error of a completion's summed KL, over its mean",
     )
     axes.axvline(64, lw=0.8, ls=":", color="grey")
     axes.grid(alpha=0.3, which="both", lw=0.4)
-    axes.legend(fontsize=8)
+    axes.set_xticks([32, 64, 128, 256, 512], ["32", "64", "128", "256", "512"])
+    axes.set_yticks([0.003, 0.01, 0.03, 0.1, 0.3], ["0.3 %", "1 %", "3 %", "10 %", "30 %"])
+    axes.minorticks_off()
+    axes.legend(fontsize=8, loc="lower left")
     figure.savefig(path, dpi=150)
 
 
