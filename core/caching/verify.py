@@ -95,7 +95,7 @@ class VerifyReport:
         found = f"{count:,} fault{'s' if count > 1 else ''}" if count else "no faults"
         lines.append(
             f"{self.path}: {found} in {self.rows:,} pairs, {self.completion_tokens:,} completion tokens, "
-            f"{self.shards:,} shards"
+            f"{self.shards:,} shard{'' if self.shards == 1 else 's'}"
         )
         if self.rescored is not None:
             lines += _describe(self.rescored)
