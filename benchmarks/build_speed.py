@@ -164,7 +164,7 @@ def build(case: dict[str, Any]) -> common.Repeat:
     from tdpo.cache.writer import CacheWriter
     from tdpo.core.caching.shards import score_shards
     from tdpo.core.caching.statistics import statistics_identity
-    from tdpo.core.config import BuildConfig
+    from tdpo.core.config.build import BuildConfig
     from tdpo.core.scoring.scorer import ReferenceScorer
 
     model, pairs = prepare(case)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.manifest import identity_differences
 from ..cache.reader import CacheReader, open_cache
-from .config import FitConfig
+from .config.fit import FitConfig
 from .errors import CacheError, ModelError
 from .models import (
     ModelSource,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..cache.reader import CacheReader, open_cache
 from .checks import check_model, check_needs, find_policy, open_evaluation, statistics_to_read
-from .config import FitConfig, fit_config
+from .config.file import fit_config
+from .config.fit import FitConfig
 from .joining import join_scores
-from .models import disable_dropout, find_model, load_model, load_tokenizer
+from .models import find_model, load_tokenizer
 from .quiet import quiet_libraries
 from .registry import objective as make_objective
 from .runs import STATE_FILE, is_finished, is_first_process, last_checkpoint, prepare_output
@@ -45,7 +46,7 @@ def fit(
         cache: the cache's folder.
         config: a ``tdpo.yaml`` whose ``fit`` and ``training`` sections hold options that are not given here.
         quiet: print nothing.
-        options: any other field of :class:`~tdpo.core.config.FitConfig`, such as ``model``, ``output``,
+        options: any other field of :class:`~tdpo.core.config.fit.FitConfig`, such as ``model``, ``output``,
             ``set={"beta": 0.1}`` or ``training={"weight_decay": 0.01}``.
 
     Raises:
@@ -76,8 +77,10 @@ def run_fit(config: FitConfig, *, quiet: bool = False) -> FitResult:
     checkpoint = last_checkpoint(Path(config.output_dir)) if config.resume else None
     if checkpoint is not None and is_finished(checkpoint):
         policy = find_model(str(checkpoint), option="--output")
+    from .training.policy import open_policy
+
     with quiet_libraries():
-        model = load_model(policy, dtype=config.dtype, attention=config.attention)
+        model = open_policy(config, policy)
         return _train(config, objective, reader, evaluation, model, tokenizer, arguments, checkpoint, quiet)
 
 
@@ -99,7 +102,6 @@ def _train(
     from .training.log import ConsoleLog, MetricsFile
     from .training.trainer import PreferenceTrainer
 
-    disable_dropout(model)
     output = Path(config.output_dir)
     console = ConsoleLog(quiet=quiet)
     trainer = PreferenceTrainer(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..cache.pairs import SideStatistics
 from ..cache.reader import CacheReader
 from ..cache.scores.sets import ScoreSet, sets_in_use
-from .config import FitConfig
+from .config.fit import FitConfig
 from .errors import CacheError, ConfigError, PluginError
 from .options import nearest
 

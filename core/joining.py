@@ -15,7 +15,7 @@ from ..cache.reader import CacheReader
 from ..cache.schema import CachedStatistics
 from ..cache.scores.reader import ScoreReader
 from ..cache.scores.sets import ScoreSet
-from .config import FitConfig
+from .config.fit import FitConfig
 from .errors import CacheError
 from .join_plan import REFERENCE_COLUMNS, Join, plan_join
 

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .config import CONFIG_FILE, FitConfig, as_yaml, read_config
+from .config.file import CONFIG_FILE, as_yaml, read_config
+from .config.fit import FitConfig
 from .errors import ConfigError
 
 STATE_FILE = "trainer_state.json"

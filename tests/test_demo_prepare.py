@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tdpo.core.config import build_config, fit_config
+from tdpo.core.config.file import build_config, fit_config
 from tdpo.core.demo.corpus import reviews, sentiment
 from tdpo.core.demo.folder import read_jsonl
 from tdpo.core.demo.pairs import agreement, preference, prompts_from, sample_pairs

@@ -19,7 +19,7 @@ from tdpo.cache import encode
 from tdpo.cache.pairs import SIDES
 from tdpo.cache.schema import HEAD_NAME, parquet_options
 from tdpo.core.checks import check_needs, statistics_to_read
-from tdpo.core.config import fit_config
+from tdpo.core.config.file import fit_config
 from tdpo.core.errors import CacheError, ConfigError
 from tdpo.core.objective import Completions, Objective, PairLoss
 from tdpo.core.scoring.layout import completion_mask, to_padded

@@ -12,7 +12,7 @@ from added_plugin import Contrast, Hooks, TwoReferences
 from support import make_model, make_tokenizer, run_tdpo
 
 import tdpo
-from tdpo.core.config import FitConfig
+from tdpo.core.config.fit import FitConfig
 from tdpo.core.joining import join_scores
 from tdpo.core.registry import plugin_manager
 from tdpo.core.training.data import CachedPairs, EpochSampler, collate

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tdpo.core.config import BuildConfig, FitConfig, fit_config
+from tdpo.core.config.build import BuildConfig
+from tdpo.core.config.file import fit_config
+from tdpo.core.config.fit import FitConfig
 from tdpo.core.errors import ConfigError
 from tdpo.core.options import Range, coerce, construct, option
 

@@ -6,7 +6,8 @@ from typing import Any
 from ...cache.ledger import Part
 from ...cache.reader import CacheReader, open_cache
 from ...cache.writer import CacheWriter
-from ..config import BuildConfig, as_yaml
+from ..config.build import BuildConfig
+from ..config.file import as_yaml
 from ..data.spool import check_skipped
 from ..errors import ConfigError
 from ..progress import Progress
@@ -41,7 +42,7 @@ def build_cache(
         out: the cache's folder.
         config: a ``tdpo.yaml`` whose ``build`` section holds options that are not given here.
         quiet: show no progress.
-        options: any other field of :class:`~tdpo.core.config.BuildConfig`.
+        options: any other field of :class:`~tdpo.core.config.build.BuildConfig`.
 
     Returns:
         The finished cache, opened.

@@ -4,7 +4,7 @@ import datetime
 import platform
 from typing import Any
 
-from ..config import BuildConfig
+from ..config.build import BuildConfig
 from ..data.source import Source
 from ..data.spool import PairSpool
 from ..models import ModelSource, tokenizer_identity

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...cache.pairs import Pair
-from ..config import BuildConfig
+from ..config.build import BuildConfig
 from ..data.spool import PairSpool, check_skipped, skipped_text
 from ..errors import DataError
 from .request import Request, open_request, resolve_options, tokenise

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from ...cache.schema import HEAD_NAME
 from ...cache.writer import CacheWriter
 from ..adapters import find_adapter, require
-from ..config import BuildConfig
+from ..config.build import BuildConfig
 from ..errors import ModelError
 from ..models import ModelSource, find_model, load_model
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import BuildConfig, build_config
+from ..config.build import BuildConfig
+from ..config.file import build_config
 from ..data.pairing import PairMaker
 from ..data.source import Source, is_named, open_source
 from ..data.spool import PairSpool, spool_pairs

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..config import BuildConfig
+from ..config.build import BuildConfig
 from ..errors import ConfigError
 from ..models import ModelSource
 

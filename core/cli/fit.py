@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from ..config import FitConfig, fit_config
+from ..config.file import fit_config
+from ..config.fit import FitConfig
 from .options import config_option, config_path, given, options_of
 
 _SHOWN = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..config import CONFIG_FILE
+from ..config.file import CONFIG_FILE
 from ..errors import ConfigError
 from ..options import field_types, scalar_type
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import CONFIG_FILE
+from ..config.file import CONFIG_FILE
 from ..errors import ConfigError
 from .size import Size
 

@@ -8,7 +8,7 @@ import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from ..config import FitConfig
+from ..config.fit import FitConfig
 from ..errors import ConfigError
 from ..options import coerce, nearest, scalar_type
 

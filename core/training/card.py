@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cache.manifest import Manifest
-from ..config import FitConfig
+from ..config.fit import FitConfig
 from ..objective import Objective
 
 _NOT_REPRODUCED = {"resume", "overwrite", "training", "set"}

@@ -9,7 +9,7 @@ from ....cache.manifest import read_manifest
 from ....cache.reader import open_cache
 from ....cache.scores.reader import ScoreReader, open_scores
 from ....cache.scores.sets import ScoreSet, check_name
-from ...config import AddConfig
+from ...config.build import AddConfig
 from ...errors import ConfigError
 from ...options import construct
 from ...quiet import quiet_libraries
@@ -45,7 +45,7 @@ def add_statistics(
         cache: the cache's folder.
         name: of the new scores.
         quiet: show no progress.
-        options: any other field of :class:`~tdpo.core.config.AddConfig`: ``positive`` and ``negative``,
+        options: any other field of :class:`~tdpo.core.config.build.AddConfig`: ``positive`` and ``negative``,
             ``positive_prompt`` and ``negative_prompt``, ``ref``, ``head`` and ``tail``, or ``statistic``.
 
     Returns:

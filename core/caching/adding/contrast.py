@@ -15,7 +15,7 @@ from ....cache.reader import CacheReader
 from ....cache.scores.reader import ScoreReader
 from ....cache.scores.sets import PASS_SUFFIX, ScoreColumn, ScoreSet
 from ....cache.scores.writer import ScoreWriter
-from ...config import AddConfig
+from ...config.build import AddConfig
 from ...errors import ConfigError, DataError, ModelError
 from ...models import load_tokenizer
 from .models import own_reference, scoring_model

@@ -8,7 +8,7 @@ from ....cache.pairs import Pair
 from ....cache.reader import CacheReader
 from ....cache.schema import CachedStatistics
 from ...checks import check_model
-from ...config import AddConfig, BuildConfig
+from ...config.build import AddConfig, BuildConfig
 from ...errors import ModelError
 from ...models import ModelSource, find_reference, load_tokenizer
 from ..identity import reference_identity

@@ -8,7 +8,7 @@ from ....cache.pairs import Pair
 from ....cache.reader import CacheReader
 from ....cache.scores.sets import ScoreColumn, ScoreSet
 from ....cache.scores.writer import ScoreWriter
-from ...config import AddConfig
+from ...config.build import AddConfig
 from ...errors import ConfigError
 from .models import own_reference, scoring_model
 from .shards import Values, all_pairs, fill, score_in_order, side_values

@@ -8,7 +8,7 @@ from ....cache.pairs import Pair
 from ....cache.reader import CacheReader
 from ....cache.scores.sets import ScoreSet, check_columns
 from ....cache.scores.writer import ScoreWriter
-from ...config import AddConfig
+from ...config.build import AddConfig
 from ...errors import ModelError, PluginError
 from ...models import load_tokenizer
 from ...options import construct

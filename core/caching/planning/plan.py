@@ -9,7 +9,7 @@ from typing import Any
 
 from ....cache.pairs import Pair
 from ....cache.storage.files import is_url
-from ...config import BuildConfig
+from ...config.build import BuildConfig
 from ...data.spool import PairSpool, check_skipped
 from ...errors import ConfigError
 from ..request import Request, open_request, resolve_options, tokenise

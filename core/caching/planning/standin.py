@@ -18,7 +18,7 @@ import torch
 from ....cache.encode import write_pairs
 from ....cache.pairs import SIDES, Pair, ScoredPair
 from ....cache.schema import ROW_GROUP_ROWS, CachedStatistics
-from ...config import BuildConfig
+from ...config.build import BuildConfig
 from ..reference import make_scorer
 
 _WIDTH = 16

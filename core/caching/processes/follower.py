@@ -20,7 +20,7 @@ from ....cache.manifest import MANIFEST_NAME, Manifest
 from ....cache.pairs import ScoredPair
 from ....cache.shard import ShardWriter
 from ....cache.storage.files import Folder
-from ...config import BuildConfig
+from ...config.build import BuildConfig
 from ...errors import LeaderEndedError, ModelError, TdpoError
 from ...quiet import quiet_libraries
 from ..reference import find_ref, open_scorer

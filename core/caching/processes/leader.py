@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....cache.ledger import Shard, parse_shard
 from ....cache.manifest import Manifest
-from ...config import BuildConfig
+from ...config.build import BuildConfig
 from ...errors import TdpoError
 from ..shards import Waiting
 from .channel import Address, Channel, pack

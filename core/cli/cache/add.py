@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ...config import AddConfig
+from ...config.build import AddConfig
 from ...errors import ConfigError
 from ...options import construct
 from ..options import given, options_of

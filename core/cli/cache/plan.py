@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from ...config import BuildConfig, build_config
+from ...config.build import BuildConfig
+from ...config.file import build_config
 from ..options import config_option, config_path, given, options_of
 
 

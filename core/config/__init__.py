@@ -1,0 +1,1 @@
+"""The options of the stages, each declared once; importing them imports no torch."""
