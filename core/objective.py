@@ -134,22 +134,30 @@ class MarginObjective(Objective):
 
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
 
-    @abstractmethod
     def margin(self, chosen: Completions, rejected: Completions) -> Tensor:
-        """The logit [B]: how much more the policy prefers chosen, relative to the reference."""
+        """The logit [B]: how much more the policy prefers chosen, relative to the reference.
+
+        The difference of :meth:`rewards` unless overridden.
+        """
+        a, b = self.rewards(chosen, rejected)
+        return a - b
 
     def link(self, margin: Tensor) -> Tensor:
         """Loss [B] of a margin [B]; ``-log sigmoid`` unless overridden."""
         return -F.logsigmoid(margin)
 
     def reward(self, side: Completions) -> Tensor:
-        """Implicit reward [B] of one side, for logging; ``beta * sum_t log_ratio`` unless overridden."""
+        """Implicit reward [B] of one side; ``beta * sum_t log_ratio`` unless overridden."""
         return self.beta * side.sum(side.log_ratio)
+
+    def rewards(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
+        """Both sides' implicit rewards [B], for the margin and the log.
+
+        :meth:`reward` of each, unless overridden because one side's depends on the other.
+        """
+        return self.reward(chosen), self.reward(rejected)
 
     def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
         """The link of the margin, and both sides' rewards."""
-        return PairLoss(
-            loss=self.link(self.margin(chosen, rejected)),
-            chosen_reward=self.reward(chosen).detach(),
-            rejected_reward=self.reward(rejected).detach(),
-        )
+        a, b = self.rewards(chosen, rejected)
+        return PairLoss(self.link(self.margin(chosen, rejected)), a.detach(), b.detach())

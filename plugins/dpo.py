@@ -1,5 +1,6 @@
-"""DPO: Direct Preference Optimization, with label smoothing (conservative DPO)."""
+"""DPO, and the losses of the same margin that expect some labels to be wrong."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -31,10 +32,6 @@ class DPO(MarginObjective):
         if self.label_smoothing == 0.5:
             warnings.warn("label_smoothing=0.5 leaves no preference signal in the loss", stacklevel=2)
 
-    def margin(self, chosen: Completions, rejected: Completions) -> Tensor:
-        """``beta * (R_chosen - R_rejected)`` [B]."""
-        return self.reward(chosen) - self.reward(rejected)
-
     def link(self, margin: Tensor) -> Tensor:
         """Smoothed ``-log sigmoid`` [B]."""
         e = self.label_smoothing
@@ -43,3 +40,41 @@ class DPO(MarginObjective):
     def reward(self, side: Completions) -> Tensor:
         """``beta * sum_t log_ratio`` [B]; of log pi alone when ``reference_free``."""
         return self.beta * side.sum(side.logp if self.reference_free else side.log_ratio)
+
+
+@dataclass(frozen=True)
+class RobustDPO(MarginObjective):
+    """DPO's loss without the bias that flipped labels give it.
+
+    Chowdhury et al., arXiv 2403.00409. Its mean over flips at the rate e is DPO's loss on the true labels;
+    so it can be negative, and has no lower bound.
+    """
+
+    paper: ClassVar[str] = "arXiv 2403.00409"
+    formula: ClassVar[str] = "(-(1-e) log sigmoid(z) + e log sigmoid(-z)) / (1-2e),  z = beta*D"
+
+    label_smoothing: float = hyperparameter(0.1, "rate e at which labels are flipped", ge=0, lt=0.5)
+
+    def link(self, margin: Tensor) -> Tensor:
+        """The unbiased loss [B]."""
+        e = self.label_smoothing
+        return (-(1 - e) * F.logsigmoid(margin) + e * F.logsigmoid(-margin)) / (1 - 2 * e)
+
+
+@dataclass(frozen=True)
+class EXOPair(MarginObjective):
+    """Reverse KL from the policy's preference to the label's, where DPO takes the forward one.
+
+    Ji et al., arXiv 2402.00856, Eq. 16 for two completions: KL((p, 1-p) || (1-e, e)), p = sigmoid(beta*D).
+    The label must leave some probability to the rejected side: at e = 0 the loss is infinite.
+    """
+
+    paper: ClassVar[str] = "arXiv 2402.00856"
+    formula: ClassVar[str] = "p log(p / (1-e)) + (1-p) log((1-p) / e),  p = sigmoid(beta*D)"
+
+    label_smoothing: float = hyperparameter(1e-3, "probability e that a label is flipped", gt=0, lt=0.5)
+
+    def link(self, margin: Tensor) -> Tensor:
+        """The reverse KL [B], in nats."""
+        e, log_p, log_rest = self.label_smoothing, F.logsigmoid(margin), F.logsigmoid(-margin)
+        return margin.sigmoid() * (log_p - math.log1p(-e)) + (-margin).sigmoid() * (log_rest - math.log(e))

@@ -23,10 +23,6 @@ class TDPO1(MarginObjective):
     paper: ClassVar[str] = "arXiv 2404.11999"
     formula: ClassVar[str] = "-log sigmoid(beta*(D - (KL_rejected - KL_chosen)))"
 
-    def margin(self, chosen: Completions, rejected: Completions) -> Tensor:
-        """``beta * (R_chosen + KL_chosen) - beta * (R_rejected + KL_rejected)`` [B]."""
-        return self.reward(chosen) - self.reward(rejected)
-
     def reward(self, side: Completions) -> Tensor:
         """``beta * (R + sequential KL)`` [B], as in the released code."""
         return self.beta * (side.sum(side.log_ratio) + side.sum(side.forward_kl))

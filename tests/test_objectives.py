@@ -1,6 +1,7 @@
 """Built-in objectives against the golden vectors, and their gradients against two independent truths."""
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 
 import tdpo
+from tdpo.plugins import tdpo_objectives
 
 SIDES = ("chosen", "rejected")
-BUILT_IN = ("dpo", "tdpo1", "tdpo2")
+BUILT_IN = sorted(tdpo_objectives())
+NAIVE = ("dpo", "tdpo1", "tdpo2")
 
 
 @cache
@@ -25,6 +28,10 @@ def cases():
         for case in vectors()["cases"]
         if case["objective"] in BUILT_IN
     ]
+
+
+def test_every_built_in_objective_has_golden_cases():
+    assert set(BUILT_IN) <= {case["objective"] for case in vectors()["cases"]}
 
 
 def padded(rows):
@@ -51,7 +58,7 @@ def sides(batch):
     return made
 
 
-@pytest.mark.filterwarnings("ignore:label_smoothing=0.5")
+@pytest.mark.filterwarnings("ignore:label_smoothing=0.5", "ignore:gamma=")
 @pytest.mark.parametrize("case", cases())
 def test_values_and_rewards_equal_the_golden_vectors(case):
     loss = tdpo.objective(case["objective"], **case["hparams"])(*sides(case["batch"]))
@@ -63,7 +70,7 @@ def test_values_and_rewards_equal_the_golden_vectors(case):
         np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:label_smoothing=0.5")
+@pytest.mark.filterwarnings("ignore:label_smoothing=0.5", "ignore:gamma=")
 @pytest.mark.parametrize("case", cases())
 def test_gradients_equal_the_golden_finite_differences(case):
     """Each statistic moved by itself: this is where a misplaced stop-gradient shows."""
@@ -74,8 +81,10 @@ def test_gradients_equal_the_golden_finite_differences(case):
             leaf = completions.logp if name == "logp" else completions.forward_kl
             grad = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
             assert not grad[~completions.mask].any()
-            for row, want in zip(grad, rows, strict=True):
-                np.testing.assert_allclose(row[: len(want[side])], want[side], rtol=1e-6, atol=1e-8)
+            for row, want, loss in zip(grad, rows, case["loss"], strict=True):
+                # Differences of a huge loss (f-DPO at exp(62)) are exact to its own last digits only.
+                atol = 1e-8 + 1e-11 * abs(loss)
+                np.testing.assert_allclose(row[: len(want[side])], want[side], rtol=1e-6, atol=atol)
 
 
 def naive_loss(name, policy, reference, ids, beta, alpha):
@@ -93,7 +102,7 @@ def naive_loss(name, policy, reference, ids, beta, alpha):
     return -torch.nn.functional.logsigmoid(u)
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", NAIVE)
 def test_gradients_to_logits_equal_autograd_on_the_naive_full_vocabulary_form(name):
     """Through our sparse primitive and the estimator at k = V, down to the policy's logits."""
     from tdpo.core.divergence import forward_kl
@@ -172,7 +181,10 @@ def test_losses_and_gradients_stay_finite_at_the_extremes(name, dtype, size):
     zero = torch.zeros(2, 1, dtype=dtype)
     chosen = tdpo.Completions(mask=mask, logp=logp, ref_logp=logp.detach() - size, forward_kl=zero)
     rejected = tdpo.Completions(mask=mask, logp=logp, ref_logp=logp.detach() + size, forward_kl=zero + 1e4)
-    loss = tdpo.objective(name, beta=1.0)(chosen, rejected)
+    objective = tdpo.objective(name)
+    if hasattr(objective, "beta"):
+        objective = replace(objective, beta=1.0)
+    loss = objective(chosen, rejected)
     loss.loss.sum().backward()
     assert loss.loss.isfinite().all()
     assert logp.grad.isfinite().all()

@@ -65,17 +65,17 @@ def fake_plugin(folder, distribution, objective, source=None):
 @pytest.mark.slow
 def test_an_installed_plugin_is_listed_with_its_distribution(installed, tmp_path):
     rows = json.loads(run_tdpo("plugins", "list", "--json", cwd=tmp_path, env=beside(installed)).stdout)
-    hinge = next(row for row in rows if row["name"] == "hinge")
+    hinge = next(row for row in rows if row["name"] == "target_hinge")
     assert hinge["distribution"] == "tdpo-hinge 0.1.0"
     assert hinge["paper"] == "arXiv 2309.06657"
 
     table = run_tdpo("plugins", "list", cwd=tmp_path, env=beside(installed)).stdout
-    assert re.search(r"^hinge .*tdpo-hinge 0\.1\.0 *$", table, re.MULTILINE)
+    assert re.search(r"^target_hinge .*tdpo-hinge 0\.1\.0 *$", table, re.MULTILINE)
 
 
 @pytest.mark.slow
 def test_describe_shows_its_options(installed, tmp_path):
-    text = run_tdpo("plugins", "describe", "hinge", cwd=tmp_path, env=beside(installed)).stdout
+    text = run_tdpo("plugins", "describe", "target_hinge", cwd=tmp_path, env=beside(installed)).stdout
     assert "max(0, target - beta*D)" in text
     assert re.search(r"beta .*\[default 0\.1; > 0\]", text)
     assert re.search(r"target .*\[default 1\.0; > 0\]", text)
@@ -86,7 +86,7 @@ def test_nothing_but_the_plugin_is_installed_and_loading_it_imports_no_torch(ins
     assert sorted(path.name for path in installed.iterdir()) == ["tdpo_hinge", "tdpo_hinge-0.1.0.dist-info"]
     loaded = python(
         "-c",
-        "import sys; from tdpo.core.registry import objectives; assert 'hinge' in objectives();"
+        "import sys; from tdpo.core.registry import objectives; assert 'target_hinge' in objectives();"
         "print('torch' in sys.modules)",
         cwd=tmp_path,
         env=beside(installed),
@@ -97,7 +97,7 @@ def test_nothing_but_the_plugin_is_installed_and_loading_it_imports_no_torch(ins
 @pytest.mark.slow
 def test_fit_trains_with_it_and_logs_the_losses_of_a_hinge(installed, cache, tmp_path):
     run_tdpo(
-        *("fit", "--plugin", "hinge", "--cache", cache, "--output", "run", "--set", "target=1"),
+        *("fit", "--plugin", "target_hinge", "--cache", cache, "--output", "run", "--set", "target=1"),
         *("--learning-rate", "1e-3", "--batch-size", "8", "--logging-steps", "1"),
         cwd=tmp_path,
         env=beside(installed),
@@ -118,7 +118,7 @@ def test_fit_trains_with_it_and_logs_the_losses_of_a_hinge(installed, cache, tmp
 @pytest.mark.slow
 def test_a_hyperparameter_out_of_range_is_refused_in_one_line(installed, cache, tmp_path):
     result = run_tdpo(
-        *("fit", "--plugin", "hinge", "--cache", cache, "--output", "run", "--set", "target=-1"),
+        *("fit", "--plugin", "target_hinge", "--cache", cache, "--output", "run", "--set", "target=-1"),
         cwd=tmp_path,
         env=beside(installed),
         check=False,
@@ -131,11 +131,11 @@ def test_a_hyperparameter_out_of_range_is_refused_in_one_line(installed, cache, 
 @pytest.mark.slow
 def test_plugins_off_hides_it_and_the_fit_names_what_there_is(installed, cache, tmp_path):
     off = beside(installed, TDPO_PLUGINS="off")
-    assert "hinge" not in run_tdpo("plugins", "list", cwd=tmp_path, env=off).stdout
-    result = run_tdpo("fit", "--plugin", "hinge", "--cache", cache, cwd=tmp_path, env=off, check=False)
+    assert "target_hinge" not in run_tdpo("plugins", "list", cwd=tmp_path, env=off).stdout
+    result = run_tdpo("fit", "--plugin", "target_hinge", "--cache", cache, cwd=tmp_path, env=off, check=False)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
-    assert "no plugin provides the objective 'hinge'" in result.stderr
+    assert "no plugin provides the objective 'target_hinge'" in result.stderr
     assert "tdpo2" in result.stderr
     assert not (tmp_path / "runs").exists()
 
@@ -147,7 +147,7 @@ def test_a_list_of_distributions_lets_those_in_only(installed, tmp_path):
         rows = json.loads(run_tdpo("plugins", "list", "--json", cwd=tmp_path, env=environment).stdout)
         names = {row["name"] for row in rows}
         assert "dpo" in names
-        assert ("hinge" in names) is shown
+        assert ("target_hinge" in names) is shown
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def side(log_ratio):
     ("difference", "loss"), [(0.0, 1.0), (4.0, 0.6), (-4.0, 1.4), (TARGET_REACHED, 0.0), (30.0, 0.0)]
 )
 def test_loss_is_one_minus_beta_times_the_difference_until_zero(difference, loss):
-    result = tdpo.objective("hinge", beta=0.1)(side(difference), side(0.0))
+    result = tdpo.objective("target_hinge", beta=0.1)(side(difference), side(0.0))
     torch.testing.assert_close(result.loss, torch.tensor([loss]))
     reward_margin = result.chosen_reward - result.rejected_reward
     torch.testing.assert_close(reward_margin, torch.tensor([0.1 * difference]))
@@ -28,15 +28,15 @@ def test_loss_is_one_minus_beta_times_the_difference_until_zero(difference, loss
 @pytest.mark.parametrize(("difference", "gradient"), [(4.0, -0.1), (30.0, 0.0)])
 def test_a_pair_beyond_the_target_has_no_gradient(difference, gradient):
     chosen = side(difference)
-    tdpo.objective("hinge", beta=0.1)(chosen, side(0.0)).loss.sum().backward()
+    tdpo.objective("target_hinge", beta=0.1)(chosen, side(0.0)).loss.sum().backward()
     torch.testing.assert_close(chosen.logp.grad, torch.tensor([[gradient, gradient, 0.0]]))
 
 
 def test_target_moves_the_knee():
-    result = tdpo.objective("hinge", beta=0.1, target=3)(side(4.0), side(0.0))
+    result = tdpo.objective("target_hinge", beta=0.1, target=3)(side(4.0), side(0.0))
     torch.testing.assert_close(result.loss, torch.tensor([2.6]))
 
 
 def test_target_must_be_positive():
     with pytest.raises(tdpo.TdpoError, match=r"target=0\.0 is out of range: it must be > 0"):
-        tdpo.objective("hinge", target=0)
+        tdpo.objective("target_hinge", target=0)

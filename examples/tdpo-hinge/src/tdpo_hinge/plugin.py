@@ -5,5 +5,5 @@ from tdpo import hookimpl
 
 @hookimpl
 def tdpo_objectives() -> dict[str, str]:
-    """Name, as in ``--plugin hinge``, to ``module:class``."""
-    return {"hinge": "tdpo_hinge.objective:Hinge"}
+    """Name, as in ``--plugin target_hinge``, to ``module:class``."""
+    return {"target_hinge": "tdpo_hinge.objective:Hinge"}
