@@ -15,10 +15,12 @@ from torch import Tensor
 from ..cache.pairs import SIDES, Pair
 from ..cache.scores.sets import ScoreColumn as Column
 from .options import check
+from .scoring.chunking import chunk_rows
 from .scoring.forward import completion_hidden
-from .scoring.head import Head, compute_dtype
+from .scoring.head import Head
 from .scoring.layout import lay_out
-from .scoring.sparse import chunk_rows, logit_chunks
+from .scoring.projection import compute_dtype
+from .scoring.sparse import logit_chunks
 
 __all__ = ["Column", "ReferenceTokens", "Statistic", "TokenStatistic", "hidden_states"]
 

@@ -65,11 +65,12 @@ heads = st.fixed_dictionaries(
     d_ref=st.integers(1, 6),
     v=st.integers(2, 23),
     chunk=st.integers(1, 10),
+    columns=st.none() | st.integers(1, 24),
     ours=heads,
     theirs=heads,
     wanted=st.sets(st.sampled_from(["entropy", "log_collision", "forward_kl", "reverse_kl"])),
 )
-def test_values_and_gradients_equal_full_logits(seed, n, d, d_ref, v, chunk, ours, theirs, wanted):
+def test_values_and_gradients_equal_full_logits(seed, n, d, d_ref, v, chunk, columns, ours, theirs, wanted):
     """Policy and reference with heads, widths and caps of their own; statistics in any combination."""
     g = torch.Generator().manual_seed(seed)
     head, ref_head = with_gradients(draw_head(g, v, d, **ours)), draw_head(g, v, d_ref, **theirs)
@@ -77,8 +78,9 @@ def test_values_and_gradients_equal_full_logits(seed, n, d, d_ref, v, chunk, our
     ref_hidden = torch.randn(n, d_ref, generator=g, dtype=torch.float64)
     ids = torch.randint(v, (n, 2), generator=g)
     flags = {name: name in wanted for name in ("entropy", "log_collision", "forward_kl", "reverse_kl")}
+    reference = FromHidden(ref_head, ref_hidden)
     got = sparse_scores(
-        head, hidden, ids, reference=FromHidden(ref_head, ref_hidden), chunk=chunk, **flags
+        head, hidden, ids, reference=reference, chunk=chunk, columns=columns, **flags
     )._asdict()
     log_q = torch.log_softmax(naive_logits(head, hidden), -1)
     log_p = torch.log_softmax(naive_logits(ref_head, ref_hidden), -1)
@@ -107,13 +109,14 @@ def test_values_and_gradients_equal_full_logits(seed, n, d, d_ref, v, chunk, our
         torch.testing.assert_close(ours_, theirs_, rtol=1e-9, atol=1e-9)
 
 
-def test_a_policy_that_is_its_reference_diverges_by_nothing_and_is_pulled_nowhere():
+@pytest.mark.parametrize("tiles", [{}, {"chunk": 2}, {"chunk": 2, "columns": 11}])
+def test_a_policy_that_is_its_reference_diverges_by_nothing_and_is_pulled_nowhere(tiles):
     g = torch.Generator().manual_seed(0)
     head = with_gradients(draw_head(g, 50, 8, bias=True, scale=1.0, softcap=None))
     hidden = torch.randn(7, 8, generator=g, dtype=torch.float64, requires_grad=True)
     reference = FromHidden(head, hidden.detach())
     scores = sparse_scores(
-        head, hidden, torch.zeros(7, 1).long(), reference=reference, forward_kl=True, reverse_kl=True
+        head, hidden, torch.zeros(7, 1).long(), reference=reference, forward_kl=True, reverse_kl=True, **tiles
     )
     for value in (scores.forward_kl, scores.reverse_kl):
         assert value.abs().max() < 1e-14

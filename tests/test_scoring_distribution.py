@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdpo.core.scoring.distribution import Sampling, cache_sized, describe, largest
+from tdpo.core.scoring.chunking import cache_sized
+from tdpo.core.scoring.distribution import Sampling, describe, largest
 
 INF = float("inf")
 

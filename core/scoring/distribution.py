@@ -5,7 +5,6 @@ maxima, and a draw finds its block first and its token inside it. So a chunk cos
 its logits, none of them a sort or a running sum over the vocabulary.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,18 +12,8 @@ from torch import Tensor
 
 _BLOCK = 64
 
-# Bytes of logits whose passes stay in a core's cache.
-_CACHED_BYTES = 4 << 20
-
 # With less than this of the likeliest token's probability, float32 cannot tell the rest's tokens apart.
 _FAINT = 1e-30
-
-
-def cache_sized(z: Tensor) -> Iterator[slice]:
-    """The rows of logits ``z`` [C, V] to describe at a time: few on a CPU, all on a GPU."""
-    step = len(z) if z.is_cuda else max(1, _CACHED_BYTES // (z.element_size() * z.shape[-1]))
-    for start in range(0, len(z), step):
-        yield slice(start, min(start + step, len(z)))
 
 
 class Sampling(NamedTuple):

@@ -1,19 +1,20 @@
-"""The reference's whole distribution at each position, rebuilt a chunk of positions at a time."""
+"""The reference's whole distribution at each position, rebuilt a tile at a time."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .head import Head, logits
+from .head import Head
+from .projection import Projection
 
 
 class WholeReference(Protocol):
-    """Whatever gives log p over the whole vocabulary at some of ``N`` positions."""
+    """Whatever gives the reference's logits over the whole vocabulary at ``N`` positions."""
 
-    def log_probs(self, rows: slice) -> Tensor:
-        """Log p [C, V] in nats, float32 or wider; the caller's to overwrite."""
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """A tile [C, Vs], float32 or wider, up to a constant a position; the caller's to overwrite."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class FromHidden:
     hidden: Tensor
     """[N, d]."""
 
-    def log_probs(self, rows: slice) -> Tensor:
-        """Log p [C, V] in nats; the head's products are taken in its own precision, autocast or not."""
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """A tile [C, Vs]; the products are taken in the head's own precision, autocast or not."""
         dtype = torch.promote_types(self.hidden.dtype, self.head.weight.dtype)
-        z = logits(self.head, self.hidden[rows], dtype)
-        return z.sub_(torch.logsumexp(z, -1, keepdim=True))
+        projection = Projection.of(self.head, self.hidden[rows], dtype)
+        return projection.logits(slice(0, len(projection.hidden)), columns)
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,6 @@ class FromLogProbs:
         """From cached entries, ``ids`` and ``logp`` [N, V], in any order; those of -inf are of no token."""
         return cls(torch.full_like(logp, -torch.inf).scatter_reduce_(-1, ids, logp, "amax"))
 
-    def log_probs(self, rows: slice) -> Tensor:
-        """Log p [C, V] in nats. What rounding took from the sum of the probabilities is given back."""
-        return torch.log_softmax(self.logp[rows], -1)
-
-
-def frozen(head: Head) -> Head:
-    """The same head, out of reach of gradients."""
-    return replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+    def logits(self, rows: slice, columns: slice) -> Tensor:
+        """A tile [C, Vs]; normalising gives back what rounding took from the sum of the probabilities."""
+        return self.logp[rows, columns].clone()

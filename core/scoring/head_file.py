@@ -6,6 +6,7 @@ from typing import IO, Any
 from ...cache.head import head_numbers
 from ...cache.schema import HEAD_NAME, CachedStatistics
 from ...cache.storage.files import Folder, is_url
+from ..errors import ModelError
 from .head import Head
 
 
@@ -17,6 +18,8 @@ def write_head(head: Head, file: IO[bytes]) -> None:
     """
     from safetensors.torch import save
 
+    if head.adapters:
+        raise ModelError("a head with an adapter beside it cannot be stored: merge the adapter first")
     tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
     dtype = str(head.weight.dtype).removeprefix("torch.")
     described = {"scale": head.scale, "softcap": head.softcap, "dtype": dtype}

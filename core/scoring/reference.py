@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .distribution import Sampling, cache_sized, describe
-from .head import Head, compute_dtype
-from .sparse import chunk_rows, logit_chunks
+from .chunking import cache_sized, chunk_rows
+from .distribution import Sampling, describe
+from .head import Head
+from .projection import compute_dtype
+from .sparse import logit_chunks
 
 # Fewer positions at a time would read the output embedding too often.
 _CHUNK_ROWS = 128
@@ -55,7 +57,8 @@ def reference_scores(
     dist_ids = labels.new_empty(n, entries)
     dist_logp = hidden.new_empty(n, entries, dtype=torch.float32)
     for rows, z in logit_chunks(head, hidden, chunk or max(_CHUNK_ROWS, chunk_rows(head)), dtype):
-        for part in cache_sized(z):
+        # Describing waits for the GPU; it should not do so for every part.
+        for part in [slice(0, len(z))] if z.is_cuda else cache_sized(z):
             at = slice(rows.start + part.start, rows.start + part.stop)
             said = describe(z[part], labels[at], sampling, uniforms[at])
             logp[at], entropy[at], dist_ids[at], dist_logp[at] = said

@@ -1,12 +1,12 @@
 """The one primitive: log-probabilities at a few token ids per position, without the [N, V] logits.
 
-The forward pass walks over chunks of positions and keeps the log-normaliser of each; the backward pass
-recomputes a chunk's logits. With ``G`` the gradient of the output, the gradient of a chunk's logits is
-``scatter(G at ids) - softmax * G.sum(-1)``. Entropy, collision and, where the reference's whole distribution
-is at hand, both KL divergences ride along in the same loops.
+The forward pass walks over chunks of positions and keeps the log-normaliser of each. The backward pass
+recomputes logits slice by slice of the vocabulary, at all positions at once where they fit: a slice of the
+weight's gradient is then finished in one product, and no second copy of it is summed up in float32. Entropy,
+collision and, where the reference's whole distribution is at hand, both KL divergences ride along.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..divergence import whole_kl
+from .chunking import cache_sized, chunk_rows, steps, tiles
 from .exact import WholeReference
-from .head import Head, accumulation_dtype, compute_dtype, logits, matmul, vocabulary_slices
-
-# Bytes of one chunk's logits. Small enough to stay out of the peak, large enough to fill the matrix units.
-_CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+from .head import Head
+from .projection import Gradients, Projection, accumulation_dtype, compute_dtype
+from .softmax import Incoming, normalise, through_cap
 
 
 class Scores(NamedTuple):
@@ -62,6 +62,7 @@ def sparse_scores(
     forward_kl: bool = False,
     reverse_kl: bool = False,
     chunk: int | None = None,
+    columns: int | None = None,
 ) -> Scores:
     """Log-probabilities at ``ids`` and, where asked for, what takes the whole distribution.
 
@@ -74,7 +75,9 @@ def sparse_scores(
         reference: p at the same positions, for the divergences; gets no gradient.
         forward_kl: also KL(p || q) [N].
         reverse_kl: also KL(q || p) [N].
-        chunk: positions whose logits exist at a time; chosen from the vocabulary's size when None.
+        chunk: positions whose logits exist at a time; chosen from the vocabulary and free memory when None.
+        columns: tokens of the vocabulary whose logits exist at a time on the way back, at as many positions
+            as a chunk has room for; chosen when None.
     """
     if reference is None and (forward_kl or reverse_kl):
         raise ValueError("a divergence needs the reference")
@@ -83,8 +86,19 @@ def sparse_scores(
         reference = None
     # Chunks of both models' logits lie side by side.
     chunk = chunk or max(1, chunk_rows(head) // (1 if reference is None else 2))
-    logp, *dense = _SparseScores.apply(hidden, head.weight, head.bias, ids, head, wanted, reference, chunk)
+    inner, up = head.low_rank(hidden) or (None, None)
+    plan = _Plan(ids, head.scale, head.softcap, wanted, reference, chunk, columns)
+    logp, *dense = _SparseScores.apply(hidden, head.weight, head.bias, inner, up, plan)
     return Scores(logp, *(value if asked else None for value, asked in zip(dense, wanted, strict=True)))
+
+
+def logit_chunks(
+    head: Head, hidden: Tensor, chunk: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
+    """``(rows, logits [C, V])`` over all positions; a chunk's logits are the caller's to overwrite."""
+    projection = Projection.of(head, hidden, dtype).holding()
+    for rows in steps(len(hidden), chunk):
+        yield rows, projection.logits(rows)
 
 
 class _Wanted(NamedTuple):
@@ -96,19 +110,84 @@ class _Wanted(NamedTuple):
     reverse_kl: bool
 
 
-def chunk_rows(head: Head) -> int:
-    """Positions whose logits exist at a time."""
-    budget = _CHUNK_BYTES.get(head.weight.device.type, _CHUNK_BYTES["cpu"])
-    return max(16, budget // (4 * head.vocab_size))
+class _Plan(NamedTuple):
+    """What of a call has no gradient."""
+
+    ids: Tensor
+    scale: float
+    softcap: float | None
+    wanted: _Wanted
+    reference: WholeReference | None
+    chunk: int
+    columns: int | None
+
+    def projection(self, inputs: Sequence[Tensor | None], dtype: torch.dtype) -> Projection:
+        """The head in front of the hidden states, of the tensors that autograd guards."""
+        hidden, weight, bias, inner, up = inputs
+        assert hidden is not None
+        assert weight is not None
+        low_rank = None if inner is None or up is None else (inner, up)
+        return Projection.of(Head(weight, bias, self.scale, self.softcap), hidden, dtype, low_rank)
 
 
-def logit_chunks(
-    head: Head, hidden: Tensor, chunk: int, dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor]]:
-    """``(rows, logits [C, V])`` over all positions; a chunk's logits are the caller's to overwrite."""
-    for start in range(0, hidden.shape[0], chunk):
-        rows = slice(start, min(start + chunk, hidden.shape[0]))
-        yield rows, logits(head, hidden[rows], dtype)
+class _Values(NamedTuple):
+    """What the forward pass finds, flat; a statistic that is not asked for has no elements."""
+
+    logp: Tensor
+    entropy: Tensor
+    log_collision: Tensor
+    forward_kl: Tensor
+    reverse_kl: Tensor
+    log_z: Tensor
+    """The policy's log-normalisers [N]."""
+    ref_log_z: Tensor
+    """The reference's."""
+
+    @classmethod
+    def empty(cls, plan: _Plan, like: Tensor, dtype: torch.dtype) -> "_Values":
+        n = len(plan.ids)
+        counts = [n if asked else 0 for asked in (*plan.wanted, True, plan.reference is not None)]
+        flat = (like.new_empty(count, dtype=dtype) for count in counts)
+        return cls(like.new_empty(plan.ids.shape, dtype=dtype), *flat)
+
+    def find(self, plan: _Plan, z: Tensor, z_p: Tensor | None, rows: slice, *, log_probs: bool) -> None:
+        """Write those of a chunk's logits [C, V], of the policy and the reference; both are overwritten."""
+        wanted = plan.wanted
+        for part in cache_sized(z):
+            at = slice(rows.start + part.start, rows.start + part.stop)
+            said = normalise(
+                z[part],
+                plan.ids[at],
+                entropy=wanted.entropy,
+                log_collision=wanted.log_collision,
+                log_probs=log_probs or z_p is not None,
+            )
+            self.logp[at], self.log_z[at] = said.logp, said.log_z
+            if said.entropy is not None:
+                self.entropy[at] = said.entropy
+            if said.log_collision is not None:
+                self.log_collision[at] = said.log_collision
+            if z_p is not None:
+                self.ref_log_z[at] = normalise(z_p[part], plan.ids[at], log_probs=True).log_z
+                if wanted.forward_kl:
+                    self.forward_kl[at] = whole_kl(z_p[part], z[part])
+                if wanted.reverse_kl:
+                    self.reverse_kl[at] = whole_kl(z[part], z_p[part])
+
+    def incoming(self, plan: _Plan, grads: Sequence[Tensor | None]) -> Incoming:
+        """The gradients of the outputs, with the head's scale taken into them."""
+        logp, entropy, collision, forward, reverse = (None if g is None else g * plan.scale for g in grads)
+        if logp is None:
+            logp = torch.zeros(plan.ids.shape, dtype=self.log_z.dtype, device=plan.ids.device)
+        return Incoming(
+            plan.ids,
+            logp,
+            logp.sum(-1),
+            None if entropy is None else (entropy, self.entropy),
+            None if collision is None else (collision, self.log_collision),
+            forward,
+            None if reverse is None else (reverse, self.reverse_kl),
+        )
 
 
 class _SparseScores(torch.autograd.Function):
@@ -118,157 +197,80 @@ class _SparseScores(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        ids: Tensor,
-        head: Head,
-        wanted: _Wanted,
-        reference: WholeReference | None,
-        chunk: int,
+        inner: Tensor | None,
+        up: Tensor | None,
+        plan: _Plan,
     ) -> tuple[Tensor, ...]:
-        dtype = compute_dtype(hidden, weight)
-        wide = accumulation_dtype(dtype)
-        n = hidden.shape[0]
-        logp = hidden.new_empty(ids.shape, dtype=wide)
-        log_z = hidden.new_empty(n, dtype=wide)
-        h, c, f, r = (hidden.new_empty(n if asked else 0, dtype=wide) for asked in wanted)
-        # Autocast has had its say in dtype; inside, it would round what is accumulated in float32.
-        with torch.autocast(hidden.device.type, enabled=False):
-            for rows, z in logit_chunks(head, hidden, chunk, dtype):
-                log_z[rows] = torch.logsumexp(z, -1)
-                logp[rows] = z.gather(-1, ids[rows]) - log_z[rows, None]
-                if not any(wanted):
-                    continue
-                log_q = z.sub_(log_z[rows, None])
-                if reference is not None:
-                    log_p = reference.log_probs(rows)
-                    if wanted.forward_kl:
-                        f[rows] = whole_kl(log_p, log_q)
-                    if wanted.reverse_kl:
-                        r[rows] = whole_kl(log_q, log_p)
-                if wanted.entropy or wanted.log_collision:
-                    q = log_q.exp_()
-                    if wanted.log_collision:
-                        c[rows] = q.square().sum(-1).log()
-                    if wanted.entropy:
-                        h[rows] = torch.special.entr(q).sum(-1)
-        ctx.save_for_backward(hidden, weight, bias, ids, log_z, h, c, r)
-        ctx.head, ctx.dtype, ctx.chunk, ctx.reference = head, dtype, chunk, reference
+        dtype, n = compute_dtype(hidden, weight), len(hidden)
+        inputs = (hidden, weight, bias, inner, up)
+        projection = plan.projection(inputs, dtype).holding()
+        values = _Values.empty(plan, hidden, accumulation_dtype(dtype))
+        # Where one chunk holds all, the way back starts from its log-probs: it needs room for as many anyway.
+        keep = n <= plan.chunk and any(ctx.needs_input_grad)
+        ctx.kept = None
+        memory = projection.memory(min(n, plan.chunk), len(weight))
+        for rows in steps(n, plan.chunk):
+            z = projection.logits(rows, out=memory)
+            reference = plan.reference
+            z_p = None if reference is None else reference.logits(rows, slice(0, len(weight)))
+            values.find(plan, z, z_p, rows, log_probs=keep)
+            ctx.kept = (z, z_p) if keep else None
+            # Or the next would be made beside it.
+            del z_p
+        ctx.save_for_backward(*inputs, *values[1:])
+        ctx.plan, ctx.dtype = plan, dtype
         # A statistic that is only logged sends no gradient back, and its backward costs nothing.
         ctx.set_materialize_grads(False)
-        return logp, h, c, f, r
+        return tuple(values[:5])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, ids, log_z, h, c, r = ctx.saved_tensors
-        # Rebuilt from the saved tensors, so that autograd's version counters guard them.
-        head = Head(weight, bias, ctx.head.scale, ctx.head.softcap)
-        g_logp, g_h, g_c, g_f, g_r = grads
-        if g_logp is None:
-            g_logp = torch.zeros(ids.shape, dtype=log_z.dtype, device=ids.device)
-        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        d_hidden = torch.empty_like(hidden) if wants_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=log_z.dtype) if wants_weight else None
-        d_bias = torch.zeros_like(bias, dtype=log_z.dtype) if wants_bias else None
-        for rows, z in logit_chunks(head, hidden, ctx.chunk, ctx.dtype):
-            slope = None if head.softcap is None else 1 - (z / head.softcap).square_()
-            log_q = z.sub_(log_z[rows, None])
-            pull = None
-            if g_f is not None or g_r is not None:
-                pull = _divergence_gradient(
-                    ctx.reference.log_probs(rows),
-                    log_q,
-                    g_f[rows] if g_f is not None else None,
-                    (g_r[rows], r[rows]) if g_r is not None else None,
-                )
-            d = _logit_gradient(
-                log_q.exp_(),
-                ids[rows],
-                g_logp[rows],
-                (g_h[rows], h[rows]) if g_h is not None else None,
-                (g_c[rows], c[rows]) if g_c is not None else None,
-            )
-            if pull is not None:
-                d += pull
-            if slope is not None:
-                d *= slope
-            if head.scale != 1.0:
-                d *= head.scale
-            if d_bias is not None:
-                d_bias += d.sum(0)
-            _through_weight(head, hidden[rows], d, ctx.dtype, d_hidden, d_weight, rows)
-        if d_weight is not None:
-            d_weight = d_weight.to(weight.dtype)
-        if d_bias is not None:
-            d_bias = d_bias.to(bias.dtype)
-        return d_hidden, d_weight, d_bias, None, None, None, None, None
-
-
-def _divergence_gradient(
-    log_p: Tensor, log_q: Tensor, forward: Tensor | None, reverse: tuple[Tensor, Tensor] | None
-) -> Tensor:
-    """Gradient [C, V] of one chunk's logits through its divergences from the reference.
-
-    d KL(p || q) / d z = q - p;  d KL(q || p) / d z = q (log q - log p - KL(q || p)).
-    ``forward`` is a gradient [C], ``reverse`` a pair of (gradient [C], value [C]). ``log_p`` is overwritten.
-    """
-    q = log_q.exp()
-    pull = None
-    if reverse is not None:
-        g, value = reverse
-        # A token without probability pulls nothing, even where the other model has none for it either.
-        apart = torch.where(q > 0, log_q - log_p, 0)
-        pull = apart.sub_(value[:, None]).mul_(q).mul_(g[:, None])
-    if forward is not None:
-        term = q.sub_(log_p.exp_()).mul_(forward[:, None])
-        pull = term if pull is None else pull.add_(term)
-    assert pull is not None
-    return pull
+        inputs, values = ctx.saved_tensors[:5], _Values(torch.empty(0), *ctx.saved_tensors[5:])
+        plan: _Plan = ctx.plan
+        # A second way back through the same graph has to recompute: this one overwrites.
+        kept, ctx.kept = ctx.kept, None
+        incoming = values.incoming(plan, grads)
+        projection = plan.projection(inputs, ctx.dtype)
+        sums = Gradients(projection, ctx.needs_input_grad[:5])
+        n, vocab_size = len(plan.ids), projection.head.vocab_size
+        height, width = tiles(plan.chunk, n, vocab_size, summed=sums.summed, columns=plan.columns)
+        memory = None if kept is not None else projection.memory(height, width)
+        # Backward may be called under autocast; what is accumulated in float32 stays so.
+        with torch.autocast(plan.ids.device.type, enabled=False):
+            for columns in steps(vocab_size, width):
+                for rows in steps(n, height):
+                    reference = plan.reference if incoming.divergence else None
+                    log_p = None
+                    if kept is None:
+                        log_q = projection.logits(rows, columns, memory).sub_(values.log_z[rows, None])
+                        log_p = None if reference is None else reference.logits(rows, columns)
+                        log_p = None if log_p is None else log_p.sub_(values.ref_log_z[rows, None])
+                    else:
+                        log_q = kept[0][rows, columns]
+                        log_p = None if reference is None else kept[1][rows, columns]
+                    sums.add(
+                        _logit_gradient(plan, values, incoming, log_q, log_p, rows, columns), rows, columns
+                    )
+        found = (sums.hidden, sums.weight, sums.bias, sums.inner, sums.up)
+        gradients = (None if d is None else d.to(x.dtype) for x, d in zip(inputs, found, strict=True))
+        return *gradients, None
 
 
 def _logit_gradient(
-    p: Tensor,
-    ids: Tensor,
-    g_logp: Tensor,
-    entropy: tuple[Tensor, Tensor] | None,
-    collision: tuple[Tensor, Tensor] | None,
-) -> Tensor:
-    """Gradient [C, V] of one chunk's (capped, scaled) logits from its probabilities ``p`` [C, V].
-
-    d H / d z = -p (log p + H);  d log sum p^2 / d z = 2 (p^2 / sum p^2 - p).
-    ``entropy`` and ``collision`` are pairs of (gradient [C], value [C]). ``p`` is overwritten.
-    """
-    pull = g_logp.sum(-1, keepdim=True)
-    dense = None
-    if entropy is not None:
-        g, h = entropy
-        dense = g[:, None] * (torch.special.entr(p) - p * h[:, None])
-    if collision is not None:
-        g, c = collision
-        term = 2 * g[:, None] * (p.square() / c.exp()[:, None] - p)
-        dense = term if dense is None else dense.add_(term)
-    d = p.mul_(-pull)
-    if dense is not None:
-        d += dense
-    return d.scatter_add_(-1, ids, g_logp)
-
-
-def _through_weight(
-    head: Head,
-    hidden: Tensor,
-    d: Tensor,
-    dtype: torch.dtype,
-    d_hidden: Tensor | None,
-    d_weight: Tensor | None,
+    plan: _Plan,
+    values: _Values,
+    incoming: Incoming,
+    log_q: Tensor,
+    log_p: Tensor | None,
     rows: slice,
-) -> None:
-    """Add one chunk's logit gradient ``d`` [C, V] to the gradients of hidden states and output embedding."""
-    total: Tensor | None = None
-    for columns in vocabulary_slices(head, dtype):
-        part = d[:, columns]
-        if d_hidden is not None:
-            product = matmul(part, head.weight[columns], dtype)
-            total = product if total is None else total.add_(product)
-        if d_weight is not None:
-            d_weight[columns] += matmul(part.T, hidden, dtype)
-    if d_hidden is not None and total is not None:
-        d_hidden[rows] = total.to(d_hidden.dtype)
+    columns: slice,
+) -> Tensor:
+    """Overwrite one tile's log-probs [C, Vs] by the gradient of what the head's cap was put on."""
+    for part in cache_sized(log_q):
+        at = slice(rows.start + part.start, rows.start + part.stop)
+        z = None if plan.softcap is None else log_q[part] + values.log_z[at, None]
+        d = incoming.into_logits(log_q[part], None if log_p is None else log_p[part], at, columns)
+        if z is not None and plan.softcap is not None:
+            through_cap(d, z, plan.softcap)
+    return log_q
