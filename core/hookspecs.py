@@ -6,6 +6,10 @@ so that listing plugins imports no torch.
 
 import pluggy
 
+API_VERSION = 1
+"""Of the hooks and of what tdpo exports for plugins: grows when a plugin for the new one could not run with
+the old one. A plugin module says which it is built for with ``TDPO_API = 1``."""
+
 hookspec = pluggy.HookspecMarker("tdpo")
 hookimpl = pluggy.HookimplMarker("tdpo")
 
@@ -13,6 +17,11 @@ hookimpl = pluggy.HookimplMarker("tdpo")
 @hookspec
 def tdpo_objectives() -> dict[str, str]:  # type: ignore[empty-body]
     """Objectives: name (as in ``--plugin NAME``) -> ``"module:class"``, a subclass of ``tdpo.Objective``."""
+
+
+@hookspec
+def tdpo_weightings() -> dict[str, str]:  # type: ignore[empty-body]
+    """Weightings: name (as in ``--weighting NAME``) -> ``"module:class"``, a ``tdpo.Weighting``."""
 
 
 @hookspec

@@ -5,17 +5,18 @@ distributed call. Built-in and third-party objectives import this module only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..cache.pairs import ScoredPair
 from .options import check, hyperparameter
 
-__all__ = ["Completions", "MarginObjective", "Objective", "PairLoss", "hyperparameter"]
+__all__ = ["CacheFacts", "Completions", "MarginObjective", "Objective", "PairLoss", "hyperparameter"]
 
 # Statistics an objective may name in `needs`, beside logp and ref_logp, which are always there.
 STATISTICS = ("forward_kl", "reverse_kl", "entropy", "log_collision", "ref_entropy", "token_weight")
@@ -65,7 +66,7 @@ class Completions:
         """A statistic added to the cache (``tdpo cache add``), by its name in ``needs``; without gradient.
 
         Returns:
-            One number a token: [B, T], right-padded. Several a token: [B, T, n]. A vector a completion, or
+            One number a token: [B, T], 0 at padding. Several a token: [B, T, n]. A vector a completion, or
             one of the pair: [B, d], the pair's the same on both sides. float32; int64 for whole numbers.
 
         Raises:
@@ -106,12 +107,25 @@ class PairLoss:
 
 
 @dataclass(frozen=True)
+class CacheFacts:
+    """What an objective or a weighting may ask of the cache that it is to be trained from, before it is."""
+
+    vocab_size: int
+    """V of the logits, padding of the vocabulary included: entropies are its logarithm at most."""
+    pairs: Callable[[frozenset[str]], Iterator[ScoredPair]]
+    """All cached pairs, with the statistics named, such as ``{"ref_entropy"}``."""
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
     """A preference loss. Subclass as a frozen dataclass whose fields are :func:`hyperparameter` s."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp, and of columns added to the
     cache: ``"positive_logp"``, or ``"second.ref_logp"`` for the column of one set of scores."""
+    batch_level: ClassVar[bool] = False
+    """Whether a pair's loss depends on the other pairs of the batch (a rank, a mean, a baseline). It is then
+    given all pairs of an optimiser step at once, and a fit that would cut them up is refused."""
     paper: ClassVar[str] = ""
     """Where the formula comes from, such as ``"arXiv 2305.18290"``."""
     formula: ClassVar[str] = ""
@@ -119,6 +133,10 @@ class Objective(ABC):
 
     def __post_init__(self) -> None:
         check(self, f"{type(self).__name__}: ")
+
+    def prepared(self, facts: CacheFacts) -> Self:
+        """The objective with what it takes from the whole cache filled in; called once, before training."""
+        return self
 
     @abstractmethod
     def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:

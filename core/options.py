@@ -136,7 +136,8 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         if kind is Any:
             return value
     except (TypeError, ValueError):
-        pass
+        if str in typing.get_args(annotation) and isinstance(value, str):
+            return value  # a word in a number's place, such as "auto"; which ones, its choices say
     raise ConfigError(f"{where}: expected {_kind_name(kind)}, not {value!r}")
 
 
@@ -174,10 +175,12 @@ def check(instance: Any, where: str = "") -> None:
         bounds, choices = field.metadata.get("range"), field.metadata.get("choices")
         if value is None:
             continue
+        # An option may be a number or a word, such as "auto": then it has both.
+        is_word = isinstance(value, str)
         # Comparisons with NaN are all false, so a NaN is outside every range that has a bound.
-        if bounds is not None and value not in bounds:
+        if bounds is not None and not is_word and value not in bounds:
             raise ConfigError(f"{name}={value!r} is out of range: it must be {_phrase(bounds)}")
-        if choices is not None and value not in choices:
+        if choices is not None and (is_word or bounds is None) and value not in choices:
             raise ConfigError(f"{name}={value!r} is not one of {', '.join(choices)}{_near(value, choices)}")
 
 

@@ -16,6 +16,7 @@ from .options import construct, nearest
 if TYPE_CHECKING:
     from .objective import Objective
     from .statistic import Statistic
+    from .weighting import Weighting
 
 GROUP = "tdpo"
 
@@ -27,6 +28,11 @@ class Registered:
     name: str
     target: str
     distribution: str
+
+    @property
+    def family(self) -> str:
+        """The module it is in, by its own name: what belongs together."""
+        return self.target.partition(":")[0].rpartition(".")[2]
 
     def resolve(self) -> Any:
         """Import the target.
@@ -61,8 +67,12 @@ def plugin_manager() -> pluggy.PluginManager:
             continue
         label = _label(entry)
         try:
-            manager.register(entry.load(), name=label)
+            plugin = entry.load()
+            _check_api(plugin, label)
+            manager.register(plugin, name=label)
             manager.check_pending()
+        except PluginError:
+            raise
         except Exception as error:
             raise PluginError(
                 f"plugin {entry.name!r} of {label} fails to load: {type(error).__name__}: "
@@ -71,9 +81,26 @@ def plugin_manager() -> pluggy.PluginManager:
     return manager
 
 
+def _check_api(plugin: Any, label: str) -> None:
+    built_for = getattr(plugin, "TDPO_API", hookspecs.API_VERSION)
+    if not isinstance(built_for, int):
+        raise PluginError(f"{label} says TDPO_API = {built_for!r}, which is no whole number; update {label}")
+    if built_for > hookspecs.API_VERSION:
+        raise PluginError(
+            f"{label} is built for version {built_for} of the plugin API, and this tdpo has version "
+            f"{hookspecs.API_VERSION}: upgrade tdpo, install an older {label.split()[0]}, or set "
+            "TDPO_PLUGINS=off"
+        )
+
+
 def objectives() -> dict[str, Registered]:
     """Every objective's name and where it comes from."""
     return _collect("tdpo_objectives")
+
+
+def weightings() -> dict[str, Registered]:
+    """Every weighting's name and where it comes from."""
+    return _collect("tdpo_weightings")
 
 
 def statistics() -> dict[str, Registered]:
@@ -115,6 +142,34 @@ def objective(name: str, /, **options: Any) -> "Objective":
         PluginError: unknown objective. ConfigError: unknown or out-of-range hyperparameter.
     """
     return construct(objective_class(name), options, where=f"{name}: ")
+
+
+def weighting_class(name: str) -> "type[Weighting]":
+    """The class registered as weighting ``name``.
+
+    Raises:
+        PluginError: no such name (the nearest are offered), or it does not load.
+    """
+    known = weightings()
+    if name not in known:
+        raise PluginError(f"no plugin provides the weighting {name!r}{nearest(name, known)}")
+    from .weighting import Weighting
+
+    found = known[name].resolve()
+    if not (isinstance(found, type) and issubclass(found, Weighting)):
+        raise PluginError(
+            f"weighting {name!r} of {known[name].distribution}: {known[name].target} is not a tdpo.Weighting"
+        )
+    return found
+
+
+def weighting(name: str, /, **options: Any) -> "Weighting":
+    """The weighting ``name`` with the given options; the Python face of ``--weighting``.
+
+    Raises:
+        PluginError: unknown weighting. ConfigError: unknown or out-of-range option.
+    """
+    return construct(weighting_class(name), options, where=f"{name}: ")
 
 
 def statistic_class(name: str) -> "type[Statistic]":

@@ -66,3 +66,21 @@ class NCAPair(_Anchored):
     def loss(self, a: Tensor, b: Tensor) -> Tensor:
         """NCA [B]."""
         return -F.logsigmoid(a) - 0.5 * (F.logsigmoid(-a) + F.logsigmoid(-b))
+
+
+@dataclass(frozen=True)
+class BCOPair(_Anchored):
+    """Chosen and rejected told apart by their rewards, shifted by a constant.
+
+    Jung et al., arXiv 2404.04656. The paper's shift is the running mean of all rewards: ``bco_batch`` takes
+    the batch's.
+    """
+
+    paper: ClassVar[str] = "arXiv 2404.04656"
+    formula: ClassVar[str] = "-log sigmoid(beta*R_chosen - d) - log sigmoid(-(beta*R_rejected - d))"
+
+    reward_shift: float = hyperparameter(0.0, "d: what divides good rewards from bad ones")
+
+    def loss(self, a: Tensor, b: Tensor) -> Tensor:
+        """BCO [B]."""
+        return -F.logsigmoid(a - self.reward_shift) - F.logsigmoid(self.reward_shift - b)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.objective import Completions, MarginObjective, hyperparameter
+from ..core.weighting import Weighting
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,31 @@ class D2PODecay(MarginObjective):
 
     def reward(self, side: Completions) -> Tensor:
         """``beta * R'`` [B]."""
-        # bfloat16 could not tell places past 256 apart.
-        wide = torch.promote_types(side.logp.dtype, torch.float32)
-        weight = torch.pow(self.gamma, token_places(side).to(wide) + self.start)
-        return self.beta * side.sum(weight * side.log_ratio)
+        return self.beta * side.sum(_decay(side, self.gamma, self.start) * side.log_ratio)
+
+
+@dataclass(frozen=True)
+class Decay(Weighting):
+    """Weigh a token less the later it comes.
+
+    The weights of ``d2po_decay`` (arXiv 2502.14340), for any margin.
+    """
+
+    paper: ClassVar[str] = "arXiv 2502.14340"
+    formula: ClassVar[str] = "w_t = gamma^(t + start),  t from 0"
+
+    gamma: float = hyperparameter(0.98, "weight of a token over that of the one before", gt=0, le=1)
+    start: int = hyperparameter(0, "exponent of the first token", ge=0)
+
+    def token_weights(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
+        """The weights [B, T] of both sides."""
+        return _decay(chosen, self.gamma, self.start), _decay(rejected, self.gamma, self.start)
+
+
+def _decay(side: Completions, gamma: float, start: int) -> Tensor:
+    # bfloat16 could not tell places past 256 apart.
+    wide = torch.promote_types(side.logp.dtype, torch.float32)
+    return torch.pow(gamma, token_places(side).to(wide) + start)
 
 
 def token_places(side: Completions) -> Tensor:

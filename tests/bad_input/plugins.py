@@ -56,8 +56,60 @@ class Extra(Objective):
 """
 
 CASES = (
+    Case(
+        "a misspelt weighting",
+        "tdpo fit --plugin dpo --weighting malows",
+        "did you mean 'mallows'",
+    ),
+    Case("a weighting of what has no margin", "tdpo fit --plugin orpo --weighting mallows", "has no margin"),
+    Case(
+        "weights of tokens for what reads none",
+        "tdpo fit --plugin simpo --weighting decay",
+        "which --plugin simpo does not read",
+    ),
+    Case(
+        "an objective that weighs tokens, without weights",
+        "tdpo fit --plugin tis_dpo",
+        "add --weighting tis",
+    ),
+    Case(
+        "a weighting whose scores are not cached",
+        "tdpo fit --plugin dpo --weighting tis",
+        "--positive MODEL --negative MODEL",
+    ),
+    Case(
+        "a weight that is no number",
+        "tdpo fit --plugin dpo --plugin sft=lots",
+        "expected NAME or NAME=WEIGHT",
+    ),
+    Case("an objective twice", "tdpo fit --plugin dpo --plugin dpo", "given twice"),
+    Case(
+        "an option that two objectives have",
+        "tdpo fit --plugin sft --plugin dpo --plugin ipo --set beta=1",
+        "say dpo.beta or ipo.beta",
+    ),
+    Case("an option of no one", "tdpo fit --plugin dpo --weighting mallows --set scal=1", "no option of dpo"),
+    Case(
+        "a word that is none of an option's",
+        "tdpo fit --plugin dpo --weighting mallows --set scale=automatic",
+        "did you mean 'auto'",
+    ),
+    Case(
+        "a plugin for a newer tdpo",
+        FIT,
+        "tdpo-extra 1.0 is built for version 2 of the plugin API",
+        plugin("TDPO_API = 2\n"),
+    ),
+    Case(
+        "a plugin whose version is no number",
+        FIT,
+        "which is no whole number",
+        plugin("TDPO_API = 'two'\n"),
+    ),
+    Case("a plugin by a taken name", "tdpo plugins new dpo", "has an objective 'dpo' already"),
+    Case("a plugin by no name", "tdpo plugins new 3-losses", "cannot name an objective"),
     Case("a misspelt objective", "tdpo fit --plugin tdpo3", "did you mean 'tdpo2'"),
-    Case("a misspelt objective to describe", "tdpo plugins describe dop", "did you mean 'dpo'"),
+    Case("a misspelt objective to describe", "tdpo plugins describe tdpo3", "did you mean 'tdpo2'"),
     Case(
         "a plugin that does not import",
         FIT,

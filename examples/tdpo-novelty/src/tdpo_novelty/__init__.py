@@ -1,0 +1,1 @@
+"""Novelty of completions for tdpo: a statistic, and an objective that reads it."""

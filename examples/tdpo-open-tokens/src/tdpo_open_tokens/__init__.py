@@ -1,0 +1,1 @@
+"""A weighting for tdpo that looks at how open a token was."""
