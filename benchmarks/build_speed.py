@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
+import contenders
+import results
 import workload
 
 # Shape, lengths, pairs. The last is the one that "--quick" runs.
@@ -42,7 +43,6 @@ CASES_GPU = tuple(
 )
 QUICK = (("d=32, 2 layers, V=1k", "tiny", 6),)
 BATCH_TOKENS = {False: 2048, True: 65536}
-SHARD_ROWS = 1024
 TRL_BATCHES = {False: (4, 8, 16), True: (8, 16, 32, 64)}
 
 COLUMNS = {
@@ -64,10 +64,10 @@ COLUMNS = {
 
 def main() -> None:
     """Run every case and print a table."""
-    parser = common.arguments(__doc__, rounds=3)
+    parser = results.arguments(__doc__, rounds=3)
     parser.add_argument("--case", default="", help="only cases whose name holds this text")
     options = parser.parse_args()
-    gpu = common.has_gpu()
+    gpu = contenders.has_gpu()
     cases = QUICK if options.quick else CASES_GPU if gpu else CASES
     with_trl = importlib.util.find_spec("trl") is not None
     rows = []
@@ -84,7 +84,7 @@ def main() -> None:
         notes.append(f"TRL's batch size: the best of {TRL_BATCHES[gpu]}, by case {sizes}.")
     else:
         notes.append("TRL is not installed here, so it was left out.")
-    common.finish("build_speed", options, rows, COLUMNS, notes, draw)
+    results.finish("build_speed", options, rows, COLUMNS, notes, draw)
 
 
 def measure(shape: str, lengths: str, pairs: int, gpu: bool, with_trl: bool, rounds: int) -> dict[str, Any]:
@@ -104,21 +104,21 @@ def measure(shape: str, lengths: str, pairs: int, gpu: bool, with_trl: bool, rou
     }
     if with_trl:
         tasks["trl"] = ("trl", case)
-    found = common.in_turns(__file__, tasks, rounds)
+    found = contenders.in_turns(__file__, tasks, rounds)
     tokens = workload.scored_tokens(workload.make_pairs(lengths, pairs, workload.SHAPES[shape]["vocab"]))
     memory = "gpu" if gpu else "rss"
     row: dict[str, Any] = {"shape": shape, "lengths": lengths, "pairs": pairs, "tokens": tokens}
-    row |= {label: tokens / common.best(one.seconds) for label, one in found.items()}
+    row |= {label: tokens / contenders.best(one.seconds) for label, one in found.items()}
     row |= {
-        "of_body": common.ratio(found["body"].seconds, found["shared"].seconds),
-        "separate_of_body": common.ratio(found["body"].seconds, found["separate"].seconds),
+        "of_body": contenders.ratio(found["body"].seconds, found["shared"].seconds),
+        "separate_of_body": contenders.ratio(found["body"].seconds, found["separate"].seconds),
         "peak": found["shared"].peak["peak"][memory] / 1e9,
         "seconds": {label: one.seconds for label, one in found.items()},
         "memory": {label: one.peak for label, one in found.items()},
     }
     if with_trl:
         row |= {
-            "over_trl": common.ratio(found["trl"].seconds, found["shared"].seconds),
+            "over_trl": contenders.ratio(found["trl"].seconds, found["shared"].seconds),
             "trl_peak": found["trl"].peak["peak"][memory] / 1e9,
             "trl_batch": found["trl"].measured[0]["batch"],
         }
@@ -128,7 +128,7 @@ def measure(shape: str, lengths: str, pairs: int, gpu: bool, with_trl: bool, rou
 # --- Contenders ---------------------------------------------------------------------------------------------
 
 
-def body(case: dict[str, Any]) -> common.Repeat:
+def body(case: dict[str, Any]) -> contenders.Repeat:
     """The reference's body over the pairs' separate sequences."""
     import torch
 
@@ -156,47 +156,29 @@ def body(case: dict[str, Any]) -> common.Repeat:
                     use_cache=False,
                 )
 
-    return common.timed(work)
+    return contenders.timed(work)
 
 
-def build(case: dict[str, Any]) -> common.Repeat:
+def build(case: dict[str, Any]) -> contenders.Repeat:
     """From pairs to the finished shards of a cache."""
-    from tdpo.cache.writer import CacheWriter
-    from tdpo.core.caching.shards import score_shards
-    from tdpo.core.caching.statistics import statistics_identity
-    from tdpo.core.config.build import BuildConfig
-    from tdpo.core.scoring.scorer import ReferenceScorer
-
     model, pairs = prepare(case)
-    statistics = statistics_identity(BuildConfig(ref="", dataset=[""]), model, "float32")
-    scorer = ReferenceScorer(
-        model,
-        *(statistics[name] for name in ("head", "tail", "seed")),
-        case["batch_tokens"],
-        head_mass=statistics["head_mass"],
-        tail_mass=statistics["tail_mass"],
-        prompt_sharing=case["prompt_sharing"],
-    )
-    identity = {"statistics": statistics}
-    folder = Path(case["folder"])
+    statistics = workload.statistics_of(model)
+    options = {name: case[name] for name in ("batch_tokens", "prompt_sharing")}
+    scorer = workload.make_scorer(model, statistics, **options)
+    cache = Path(case["folder"]) / "cache"
 
     def work() -> None:
-        with CacheWriter(
-            folder / "cache", identity, {}, source_rows=len(pairs), shard_rows=SHARD_ROWS, overwrite=True
-        ) as writer:
-            windows = [(i, [pairs[row] for row in writer.source_rows(i)], {}) for i in range(writer.shards)]
-            score_shards(scorer, windows, writer.write_shard, lambda tokens: None)
-            writer.finish()
+        workload.write_cache(scorer, statistics, pairs, cache)
 
-    return common.timed(work)
+    return contenders.timed(work)
 
 
-def whole(case: dict[str, Any]) -> common.Repeat:
+def whole(case: dict[str, Any]) -> contenders.Repeat:
     """All of ``tdpo cache build``, but for starting Python and importing."""
-    return common.timed(workload.whole_build(case))
+    return contenders.timed(workload.whole_build(case))
 
 
-def trl(case: dict[str, Any]) -> common.Repeat:
+def trl(case: dict[str, Any]) -> contenders.Repeat:
     """TRL's pass over the pairs, with the best batch size of a few."""
     os.environ["TQDM_DISABLE"] = "1"
     import datasets
@@ -240,7 +222,7 @@ def trl(case: dict[str, Any]) -> common.Repeat:
     def seconds(batch: int) -> float:
         start = time.perf_counter()
         trainer.precompute(batch)
-        common.wait_for_gpu()
+        contenders.wait_for_gpu()
         return time.perf_counter() - start
 
     # The first batch pays for what is set up on first use.
@@ -253,7 +235,7 @@ def trl(case: dict[str, Any]) -> common.Repeat:
         assert len(scored["ref_chosen_logps"]) == len(pairs)
         return {"batch": batch, "by_batch": found}
 
-    return common.timed(work)
+    return contenders.timed(work)
 
 
 def prepare(case: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -282,7 +264,7 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     figure.legend(fontsize=8, loc="outside lower center", ncols=3)
 
 
-CONTENDERS: dict[str, Callable[[dict[str, Any]], common.Repeat]] = {
+CONTENDERS: dict[str, Callable[[dict[str, Any]], contenders.Repeat]] = {
     "body": body,
     "build": build,
     "whole": whole,
@@ -290,5 +272,5 @@ CONTENDERS: dict[str, Callable[[dict[str, Any]], common.Repeat]] = {
 }
 
 if __name__ == "__main__":
-    common.serve(CONTENDERS)
+    contenders.serve(CONTENDERS)
     main()

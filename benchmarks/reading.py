@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import common
+import contenders
 import numpy as np
+import results
 import workload
 
 from tdpo.cache.pairs import Pair, ScoredPair, SideStatistics
@@ -52,7 +53,7 @@ COLUMNS = {
 
 def main() -> None:
     """Write the caches, read them in every way, and print a table."""
-    options = common.arguments(__doc__).parse_args()
+    options = results.arguments(__doc__).parse_args()
     rows = []
     with tempfile.TemporaryDirectory(prefix="tdpo-benchmark-") as folder:
         for name, (lengths, count) in CACHES.items():
@@ -64,7 +65,7 @@ def main() -> None:
         "Target: at least 1,000,000 completion tokens/s on one core, with memory that does not grow with the "
         "rows. The rate is the fastest epoch's."
     ]
-    common.finish("reading", options, rows, COLUMNS, notes, draw)
+    results.finish("reading", options, rows, COLUMNS, notes, draw)
 
 
 def measure(name: str, path: Path, rounds: int) -> Iterator[dict[str, Any]]:
@@ -73,7 +74,7 @@ def measure(name: str, path: Path, rounds: int) -> Iterator[dict[str, Any]]:
 
     reader = open_cache(path)
     tasks = {way: ("read", {"cache": str(path), "way": way}) for way in WAYS}
-    for way, found in common.in_turns(__file__, tasks, rounds).items():
+    for way, found in contenders.in_turns(__file__, tasks, rounds).items():
         assert found.measured[0]["tokens"] == reader.completion_tokens
         yield {
             "cache": name,
@@ -81,7 +82,7 @@ def measure(name: str, path: Path, rounds: int) -> Iterator[dict[str, Any]]:
             "tokens": reader.completion_tokens,
             "bytes_per_token": reader.manifest.bytes / reader.completion_tokens,
             "way": WAYS[way],
-            "rate": reader.completion_tokens / common.best(found.seconds),
+            "rate": reader.completion_tokens / contenders.best(found.seconds),
             "added": (found.peak["peak"]["rss"] - found.peak["before"]["rss"]) / 1e6,
             "seconds": found.seconds,
         }
@@ -138,7 +139,7 @@ def zipf(rng: np.random.Generator, count: int) -> np.ndarray:
 # --- Contenders ---------------------------------------------------------------------------------------------
 
 
-def read(case: dict[str, Any]) -> common.Repeat:
+def read(case: dict[str, Any]) -> contenders.Repeat:
     """An epoch of a cache, in one of the :data:`WAYS`."""
     one_core()
     if case["way"] == "training":
@@ -150,7 +151,7 @@ def read(case: dict[str, Any]) -> common.Repeat:
     def work() -> dict[str, Any]:
         return {"tokens": epoch(next(epochs))}
 
-    return common.timed(work)
+    return contenders.timed(work)
 
 
 def one_core() -> None:
@@ -215,5 +216,5 @@ def draw(figure: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    common.serve({"read": read})
+    contenders.serve({"read": read})
     main()

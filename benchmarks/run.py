@@ -18,8 +18,10 @@ HERE = Path(__file__).parent
 
 BENCHMARKS = {
     "build_speed": "tokens/s of a build, against the bare body of its model and TRL's precompute",
+    "training_step": "time and memory of a training step, against TRL's and both models in memory",
     "reading": "completion tokens/s read from a cache by one core, and the memory that takes",
-    "scaling": "memory and time of a build as the rows grow",
+    "start": "seconds until tdpo --help has answered, against a bare interpreter",
+    "scaling": "memory and time as rows, vocabulary and lengths grow",
 }
 """Those that need nothing prepared."""
 
@@ -39,7 +41,7 @@ def main(words: list[str]) -> int:
             print(f"{name:<14} {what}")
         return 0
     if words[:1] == ["--markdown"]:
-        from common import markdown
+        from results import markdown
 
         print("\n\n".join(markdown(file) for file in words[1:]))
         return 0

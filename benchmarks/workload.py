@@ -1,9 +1,9 @@
-"""Synthetic work: reference models of given shapes with random weights, pairs of given lengths."""
+"""Synthetic work: models of given shapes with random weights, pairs of given lengths, caches of them."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,18 @@ from tdpo.cache.pairs import Pair
 
 UNKNOWN, END, PAD = 0, 1, 2
 FIRST_WORD = 3
+SHARD_ROWS = 1024
 
 SHAPES: dict[str, dict[str, int]] = {
     "d=32, 2 layers, V=1k": {"d": 32, "layers": 2, "heads": 2, "vocab": 1_000},
     "d=64, 2 layers, V=2k": {"d": 64, "layers": 2, "heads": 2, "vocab": 2_000},
-    "d=256, 4 layers, V=32k": {"d": 256, "layers": 4, "heads": 4, "vocab": 32_000},
     "d=512, 12 layers, V=32k": {"d": 512, "layers": 12, "heads": 8, "vocab": 32_000},
     "d=512, 12 layers, V=128k": {"d": 512, "layers": 12, "heads": 8, "vocab": 128_000},
     "1B: d=2048, 16 layers, V=128k": {"d": 2048, "layers": 16, "heads": 32, "vocab": 128_000},
+    "8B: d=4096, 32 layers, V=128k": {"d": 4096, "layers": 32, "heads": 32, "vocab": 128_000},
+} | {
+    f"d=256, 4 layers, V={size}k": {"d": 256, "layers": 4, "heads": 4, "vocab": size * 1000}
+    for size in (8, 32, 128, 256)
 }
 """A Llama's sizes, by the name that tables show."""
 
@@ -31,8 +35,17 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "short": {"prompt": 16, "completion": 16},
     "1:1": {"prompt": 128, "completion": 128},
     "3:1": {"prompt": 384, "completion": 128},
+    "1:3": {"prompt": 128, "completion": 384},
     "mixture": {"prompt": (120, 0.8), "completion": (60, 0.8)},
 }
+
+
+def sizes_of(lengths: str) -> dict[str, Any]:
+    """Those of :data:`LENGTHS`, or of ``"prompt:completion"`` in tokens, such as ``"1024:256"``."""
+    if lengths in LENGTHS:
+        return LENGTHS[lengths]
+    prompt, completion = map(int, lengths.split(":"))
+    return {"prompt": prompt, "completion": completion}
 
 
 def make_pairs(lengths: str, count: int, vocab: int, seed: int = 0) -> list[Pair]:
@@ -43,7 +56,7 @@ def make_pairs(lengths: str, count: int, vocab: int, seed: int = 0) -> list[Pair
 def each_pair(lengths: str, count: int, vocab: int, seed: int = 0) -> Iterator[Pair]:
     """The same, one at a time."""
     rng = np.random.default_rng(seed)
-    sizes = LENGTHS[lengths]
+    sizes = sizes_of(lengths)
 
     def words(number: int) -> np.ndarray:
         return rng.integers(FIRST_WORD, vocab, number)
@@ -116,15 +129,52 @@ def make_model(shape: str, seed: int = 0) -> Any:
         num_hidden_layers=sizes["layers"],
         num_attention_heads=sizes["heads"],
         num_key_value_heads=sizes["heads"],
-        max_position_embeddings=4096,
+        max_position_embeddings=16384,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=END,
         pad_token_id=PAD,
     )
+    gpu = torch.cuda.is_available()
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
-    return model.to("cuda", torch.bfloat16) if torch.cuda.is_available() else model
+    # Made where it stays: a float32 copy of 8 billion weights in the CPU's memory takes minutes.
+    with torch.device("cuda" if gpu else "cpu"):
+        model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16 if gpu else torch.float32)
+    return model.eval()
+
+
+def statistics_of(model: Any, distribution: str = "sparse") -> dict[str, Any]:
+    """What a build caches by itself of the reference ``model``; see the build's option ``distribution``."""
+    from tdpo.core.caching.statistics import statistics_identity
+    from tdpo.core.config.build import BuildConfig
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    return statistics_identity(BuildConfig("", [""], distribution=distribution), model, dtype)
+
+
+def make_scorer(model: Any, statistics: dict[str, Any], **options: Any) -> Any:
+    """What scores ``model``'s pairs in a build with ``options``."""
+    from tdpo.core.caching import reference
+    from tdpo.core.config.build import BuildConfig
+
+    return reference.make_scorer(BuildConfig("", [""], **options), model, statistics)
+
+
+def write_cache(scorer: Any, statistics: dict[str, Any], pairs: Sequence[Pair], folder: Path) -> None:
+    """From pairs to the finished shards of a cache, as a build does it."""
+    from tdpo.cache.writer import CacheWriter
+    from tdpo.core.caching.reference import store_head
+    from tdpo.core.caching.shards import score_shards
+
+    dtype = str(scorer.model.dtype).removeprefix("torch.")
+    identity = {"reference": {"dtype": dtype}, "statistics": statistics}
+    with CacheWriter(
+        folder, identity, {}, source_rows=len(pairs), shard_rows=SHARD_ROWS, overwrite=True
+    ) as writer:
+        store_head(scorer, writer)
+        windows = [(i, [pairs[row] for row in writer.source_rows(i)], {}) for i in range(writer.shards)]
+        score_shards(scorer, windows, writer.write_shard, lambda tokens: None)
+        writer.finish()
 
 
 def whole_build(case: Mapping[str, Any]) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: contenders in processes of their own, taken in turns; tables, JSON, pictures.
+"""Contenders in processes of their own, taken in turns: their times and their peak memory.
 
 A benchmark's parent process imports nothing heavy and measures nothing: each contender lives in a child that
 sets itself up, says so, and then does one repetition whenever it is told to. The parent takes the contenders
@@ -6,23 +6,17 @@ in turns (A B C, B C A, C A B, ...), so that whatever else the machine does fall
 child needs at its peak is its own.
 """
 
-import argparse
 import contextlib
-import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-RESULTS = Path(__file__).parent / "results"
 
 Repeat = Callable[[], dict[str, Any]]
 """One repetition: does the work and returns what it measured, at least ``seconds`` (see :func:`timed`)."""
@@ -69,30 +63,47 @@ def serve(contenders: Mapping[str, Setup]) -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     task = json.loads(sys.argv[2])
-    repeat = contenders[task["contender"]](task["parameters"])
-    before = peak_memory(reset=True)
-    answers.write(json.dumps({"ready": True}) + "\n")
-    for line in sys.stdin:
-        found = repeat() if line.strip() == "go" else {"peak": peak_memory(), "before": before}
-        answers.write(json.dumps(found) + "\n")
+    try:
+        repeat = contenders[task["contender"]](task["parameters"])
+        forget_peak_memory()
+        before = peak_memory()
+        answers.write(json.dumps({"ready": True}) + "\n")
+        for line in sys.stdin:
+            found = repeat() if line.strip() == "go" else {"peak": peak_memory(), "before": before}
+            answers.write(json.dumps(found) + "\n")
+    except Exception as error:
+        if not _is_for_want_of_memory(error):
+            raise
+        answers.write(json.dumps({"out_of_memory": str(error).split("\n")[0]}) + "\n")
     # Not sys.exit: threads that a library left behind must not keep the process.
     answers.flush()
     os._exit(0)
 
 
-def peak_memory(*, reset: bool = False) -> dict[str, int]:
+def _is_for_want_of_memory(error: BaseException) -> bool:
+    """Whether torch raised it because a GPU is full, or something else did because of that."""
+    reason = error.__cause__ or error.__context__
+    return type(error).__name__ == "OutOfMemoryError" or (
+        reason is not None and _is_for_want_of_memory(reason)
+    )
+
+
+def peak_memory() -> dict[str, int]:
     """Bytes at the highest so far: ``rss`` of this process and, where torch found one, ``gpu``."""
     peak = {"rss": _peak_rss()}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated()
-    if reset:
-        with contextlib.suppress(OSError):
-            # Linux: forget the highest resident set so far, importing and loading included.
-            Path("/proc/self/clear_refs").write_text("5")
-        if "gpu" in peak:
-            torch.cuda.reset_peak_memory_stats()
     return peak
+
+
+def forget_peak_memory() -> None:
+    """Let :func:`peak_memory` start from what is held now: importing and loading are not what is measured."""
+    with contextlib.suppress(OSError):
+        # Linux only.
+        Path("/proc/self/clear_refs").write_text("5")
+    if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _peak_rss() -> int:
@@ -107,6 +118,10 @@ def _peak_rss() -> int:
 
 
 # --- The parent's side --------------------------------------------------------------------------------------
+
+
+class OutOfMemoryError(RuntimeError):
+    """A contender needs more of the GPU's memory than there is."""
 
 
 class Contender:
@@ -146,7 +161,11 @@ class Contender:
         self._folder.cleanup()
 
     def wait_until_ready(self) -> None:
-        """Return when the child has set itself up. Raises RuntimeError where it died."""
+        """Return when the child has set itself up.
+
+        Raises:
+            RuntimeError: it died; OutOfMemoryError where that was for want of the GPU's memory.
+        """
         self._answer()
 
     def go(self, *, keep: bool = True) -> dict[str, Any]:
@@ -176,7 +195,10 @@ class Contender:
         line = self._child.stdout.readline()
         if not line:
             raise RuntimeError(f"contender {self.name} died with exit status {self._child.wait()}")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "out_of_memory" in answer:
+            raise OutOfMemoryError(f"contender {self.name}: {answer['out_of_memory']}")
+        return answer
 
 
 def in_turns(
@@ -208,6 +230,28 @@ def in_turns(
     return contenders
 
 
+def one_by_one(
+    script: str, tasks: Mapping[str, tuple[str, Mapping[str, Any]]], rounds: int, *, warm_up: bool = True
+) -> dict[str, Contender]:
+    """The same, each contender done before the next is started; for a GPU, which holds one of them at a time.
+
+    One that runs out of the GPU's memory is left out.
+    """
+    done = {}
+    for label, task in tasks.items():
+        try:
+            done |= in_turns(script, {label: task}, rounds, warm_up=warm_up)
+        except OutOfMemoryError as error:
+            print(error, file=sys.stderr, flush=True)
+    return done
+
+
+def prepare(script: str, name: str, parameters: Mapping[str, Any]) -> None:
+    """Run a contender's setup and nothing else: what others are to find done, out of their memory."""
+    with Contender(script, name, parameters) as child:
+        child.wait_until_ready()
+
+
 def best(seconds: Sequence[float]) -> float:
     """The smallest of some times: what the work takes where nothing else disturbs it."""
     return min(seconds)
@@ -216,149 +260,3 @@ def best(seconds: Sequence[float]) -> float:
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     """How many times faster ``fast`` is, as the median over rounds: both of a round saw the same machine."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
-
-
-# --- What is left of a run ----------------------------------------------------------------------------------
-
-
-def arguments(doc: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
-    """The options of every benchmark; a benchmark may add its own."""
-    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--rounds", type=int, default=rounds, help="repetitions of every contender")
-    parser.add_argument(
-        "--results", type=Path, default=RESULTS, metavar="DIR", help="folder for the JSON and the picture"
-    )
-    return parser
-
-
-def machine() -> dict[str, Any]:
-    """What a number depends on besides the code: kind of machine, versions, date, commit."""
-    packages = ("tdpo", "torch", "transformers", "pyarrow", "numpy", "trl")
-    return {
-        "date": datetime.date.today().isoformat(),
-        "commit": _commit(),
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-        "gpu": _gpu(),
-        "python": platform.python_version(),
-        "versions": {name: version for name in packages if (version := _version(name))},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + ("-changed" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _gpu() -> str | None:
-    if not has_gpu():
-        return None
-    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()[0]
-
-
-Columns = Mapping[str, tuple[str, str]]
-"""Key of a row -> its heading and its format, such as ``("tokens/s", ",.0f")``."""
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Columns) -> str:
-    """Rows as aligned text; a value that a row lacks is a dash."""
-    cells = [[heading for heading, _ in columns.values()], *_cells(rows, columns)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    left = [form in ("", "s") for _, form in columns.values()]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if to_left else cell.rjust(width)
-            for cell, width, to_left in zip(line, widths, left, strict=True)
-        ).rstrip()
-        for line in cells
-    )
-
-
-def markdown(path: str | Path) -> str:
-    """The table of a results file as Markdown, with a line that says when, where and of what it is."""
-    content = json.loads(Path(path).read_text())
-    columns, made = content["columns"], content["machine"]
-    left = [form in ("", "s") for _, form in columns.values()]
-    lines = [
-        "| " + " | ".join(heading for heading, _ in columns.values()) + " |",
-        "| " + " | ".join("---" if to_left else "---:" for to_left in left) + " |",
-        *("| " + " | ".join(cells) + " |" for cells in _cells(content["rows"], columns)),
-    ]
-    where = made["gpu"] or f"{made['cpu']}, {made['cores']} cores"
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
-    lines += ["", *content["notes"], f"{made['date']}, commit {made['commit']}; {where}; {versions}."]
-    return "\n".join(lines)
-
-
-def _cells(rows: Sequence[Mapping[str, Any]], columns: Columns) -> Iterator[list[str]]:
-    for row in rows:
-        yield [
-            "-" if (value := row.get(key)) is None else format(value, form)
-            for key, (_, form) in columns.items()
-        ]
-
-
-def finish(
-    name: str,
-    options: argparse.Namespace,
-    rows: Sequence[Mapping[str, Any]],
-    columns: Columns,
-    notes: Sequence[str],
-    draw: Callable[[Any, Sequence[Mapping[str, Any]]], None],
-) -> None:
-    """Print the table and write it as ``NAME.json``, with the machine it is of, and ``NAME.png``.
-
-    Args:
-        name: of the benchmark.
-        options: the command line, from :func:`arguments`.
-        rows: the measurements.
-        columns: which of a row's values the table shows.
-        notes: sentences that belong to the table.
-        draw: draws the rows into a matplotlib figure.
-    """
-    print(table(rows, columns))
-    for note in notes:
-        print(note)
-    options.results.mkdir(parents=True, exist_ok=True)
-    content = {
-        "benchmark": name,
-        "machine": machine(),
-        "quick": options.quick,
-        "columns": columns,
-        "rows": rows,
-        "notes": notes,
-    }
-    (options.results / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(8, 4.5), layout="constrained")
-    draw(figure, rows)
-    figure.savefig(options.results / f"{name}.png", dpi=120)
-    print(f"wrote {options.results / name}.json and .png", flush=True)
