@@ -12,6 +12,7 @@ from ....cache.storage.files import is_url
 from ...config.build import BuildConfig
 from ...data.spool import PairSpool, check_skipped
 from ...errors import ConfigError
+from ...sizes import size_text
 from ..request import Request, open_request, resolve_options, tokenise
 from ..statistics import statistics_identity
 
@@ -79,11 +80,11 @@ class Plan:
             f"  tokens     {about}{self.prompt_tokens:,} of prompts, {self.completion_tokens:,} of "
             f"completions (both sides); longest pair {self.longest:,}",
             *self._skipped_lines(about),
-            f"  size       about {_size(self.bytes + self.head_bytes)}, at most "
-            f"{_size(self.bytes_at_most + self.head_bytes)}"
-            + ("" if self.free is None else f"; {_size(self.free)} free"),
-            f"  memory     about {_size(sum(self.memory.values()))}: "
-            + ", ".join(f"{_size(size)} {name}" for name, size in self.memory.items()),
+            f"  size       about {size_text(self.bytes + self.head_bytes)}, at most "
+            f"{size_text(self.bytes_at_most + self.head_bytes)}"
+            + ("" if self.free is None else f"; {size_text(self.free)} free"),
+            f"  memory     about {size_text(sum(self.memory.values()))}: "
+            + ", ".join(f"{size_text(size)} {name}" for name, size in self.memory.items()),
             f"  work       {self.scored_tokens:,} tokens through the model ({_layout(self.layout)}), "
             f"{_flops(self.flops)}",
             f"  time       about {_duration(self.seconds)} on {self.device} in {self.dtype}, at "
@@ -249,14 +250,6 @@ def _shards(count: int) -> str:
 
 def _layout(layout: str) -> str:
     return "each prompt once" if layout == "shared" else "each prompt twice"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.3g} {unit}"
-        count /= 1000
-    raise AssertionError
 
 
 def _flops(count: float) -> str:
