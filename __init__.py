@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # so nothing relative is imported until a name is asked for.)
 _PUBLIC = {
     "CacheError": "tdpo.cache.errors",
+    "CacheFacts": "tdpo.core.objective",
     "Column": "tdpo.core.statistic",
     "Completions": "tdpo.core.objective",
     "MarginObjective": "tdpo.core.objective",
@@ -21,6 +22,7 @@ _PUBLIC = {
     "Statistic": "tdpo.core.statistic",
     "TdpoError": "tdpo.cache.errors",
     "TokenStatistic": "tdpo.core.statistic",
+    "Weighting": "tdpo.core.weighting",
     "add_statistics": "tdpo.core.caching.adding.add",
     "build_cache": "tdpo.core.caching.build",
     "export_cache": "tdpo.core.caching.export",
@@ -35,8 +37,11 @@ _PUBLIC = {
     "push_cache": "tdpo.core.caching.hub",
     "open_scores": "tdpo.cache.scores.reader",
     "preview_build": "tdpo.core.caching.preview",
+    "sample_pairs": "tdpo.core.sampling.sample",
     "plan_cache": "tdpo.core.caching.planning.plan",
+    "plan_fit": "tdpo.core.training.planning.plan",
     "verify_cache": "tdpo.core.caching.verify",
+    "weighting": "tdpo.core.registry",
 }
 
 __all__ = [*_PUBLIC, "__version__"]
@@ -57,16 +62,21 @@ if TYPE_CHECKING:
     from tdpo.core.caching.verify import verify_cache as verify_cache
     from tdpo.core.fit import fit as fit
     from tdpo.core.hookspecs import hookimpl as hookimpl
+    from tdpo.core.objective import CacheFacts as CacheFacts
     from tdpo.core.objective import Completions as Completions
     from tdpo.core.objective import MarginObjective as MarginObjective
     from tdpo.core.objective import Objective as Objective
     from tdpo.core.objective import PairLoss as PairLoss
     from tdpo.core.options import hyperparameter as hyperparameter
     from tdpo.core.registry import objective as objective
+    from tdpo.core.registry import weighting as weighting
+    from tdpo.core.sampling.sample import sample_pairs as sample_pairs
     from tdpo.core.statistic import Column as Column
     from tdpo.core.statistic import Statistic as Statistic
     from tdpo.core.statistic import TokenStatistic as TokenStatistic
     from tdpo.core.statistic import hidden_states as hidden_states
+    from tdpo.core.training.planning.plan import plan_fit as plan_fit
+    from tdpo.core.weighting import Weighting as Weighting
 
 
 def __getattr__(name: str) -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import CacheError
+from .lengths import list_lengths
 from .pairs import SIDES
 from .storage.files import Folder
 
@@ -137,7 +138,7 @@ def summarise(reader: CacheReader, *, statistics: bool = False) -> Summary | Non
                     columns = [f"{part}_ids" for part in lengths]
                     table = file.read_row_group(group, columns=columns, use_threads=False)
                     for part, found in lengths.items():
-                        found.append(_lengths(table, f"{part}_ids"))
+                        found.append(list_lengths(table, f"{part}_ids"))
             finally:
                 file.close(force=True)
         except (pa.ArrowException, OSError, KeyError) as error:
@@ -183,10 +184,6 @@ def _spread_out(items: Sequence[Any], most: int) -> list[Any]:
     """At most `most` of the items, evenly over all."""
     count = min(most, len(items))
     return [items[at * len(items) // count] for at in range(count)]
-
-
-def _lengths(table: pa.Table, column: str) -> np.ndarray:
-    return np.diff(np.asarray(table.column(column).combine_chunks().offsets))
 
 
 def _add_column_bytes(footer: Any, file_bytes: int, found: dict[str, int]) -> None:

@@ -26,10 +26,14 @@ class Adapter:
     """A folder or a hub name, as given."""
     folder: Path
     """Where its files are."""
+    option: str = "--ref-adapter"
+    """What it was named with, for messages."""
 
     def identity(self) -> dict[str, Any]:
         """What proves which adapter this is: the hash of its weights and of what it computes with them."""
         config = {k: v for k, v in _config(self.folder).items() if k not in _NOT_COMPUTED}
+        if isinstance(targets := config.get("target_modules"), list):
+            config["target_modules"] = sorted(targets)  # peft writes a set
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         with _weights(self.folder).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -41,7 +45,7 @@ class Adapter:
         Raises:
             ModelError: peft is not installed, or the adapter does not fit the model.
         """
-        require("peft", "peft", f"--ref-adapter {self.name}")
+        require("peft", "peft", f"{self.option} {self.name}")
         from peft import PeftModel
 
         try:
@@ -50,7 +54,7 @@ class Adapter:
                 adapted = PeftModel.from_pretrained(model, str(self.folder))
             if not quantized:
                 # peft has frozen the model; what comes of it may be trained.
-                return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)
+                return merge(adapted).requires_grad_(True)
             _merge_head(adapted.get_base_model())
             return adapted.get_base_model()
         except Exception as error:
@@ -58,13 +62,34 @@ class Adapter:
             said = [line.strip() for line in str(error).splitlines() if line.strip()]
             what = shorten(" ".join(said[:2]), 200, placeholder=" ...") if said else type(error).__name__
             raise ModelError(
-                f"--ref-adapter {self.name} does not fit the model {model.config._name_or_path}: {what}; "
+                f"{self.option} {self.name} does not fit the model {model.config._name_or_path}: {what}; "
                 "give the base that it was trained on"
             ) from error
 
 
-def find_adapter(name: str) -> Adapter:
+def merge(adapted: Any) -> Any:
+    """The model of a peft.PeftModel with the adapter merged into its weights; the PeftModel is used up.
+
+    A head that is tied to the input embedding and has a change of its own gets weights of its own first: the
+    embedding must not change with it.
+    """
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapted.get_base_model()
+    head: Any = model.get_output_embeddings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about ties, which are dealt with here
+        if isinstance(head, BaseTunerLayer) and head.weight is model.get_input_embeddings().weight:
+            layer: Any = head.get_base_layer()
+            layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        return adapted.merge_and_unload(safe_merge=True)
+
+
+def find_adapter(name: str, *, option: str = "--ref-adapter") -> Adapter:
     """The adapter behind ``name``: a folder, or a hub name whose files are fetched.
+
+    ``option`` is where it was named, for messages.
 
     Raises:
         ModelError: no such adapter, or one of another kind than peft's.
@@ -72,18 +97,27 @@ def find_adapter(name: str) -> Adapter:
     folder = Path(name)
     if not folder.is_dir():
         if folder.exists():
-            raise ModelError(f"--ref-adapter {name}: is a file; give the folder that holds {CONFIG_NAME}")
-        folder = _fetch(name)
+            raise ModelError(f"{option} {name}: is a file; give the folder that holds {CONFIG_NAME}")
+        folder = _fetch(name, option)
     if not (folder / CONFIG_NAME).is_file():
-        raise ModelError(f"--ref-adapter {name}: holds no adapter ({CONFIG_NAME} is missing)")
+        raise ModelError(f"{option} {name}: holds no adapter ({CONFIG_NAME} is missing)")
     if not any((folder / weights).is_file() for weights in _WEIGHTS):
-        raise ModelError(f"--ref-adapter {name}: holds no weights ({_WEIGHTS[0]} is missing)")
+        raise ModelError(f"{option} {name}: holds no weights ({_WEIGHTS[0]} is missing)")
     kind = _config(folder).get("peft_type")
     if kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "MULTITASK_PROMPT_TUNING", "CPT"):
         raise ModelError(
-            f"--ref-adapter {name}: is of the kind {kind}, which adds tokens and cannot be merged; use a LoRA"
+            f"{option} {name}: is of the kind {kind}, which adds tokens and cannot be merged; use a LoRA"
         )
-    return Adapter(name, folder)
+    return Adapter(name, folder, option)
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None] | None:
+    """The base that an adapter's folder names, and its revision; None for a folder that holds no adapter."""
+    if not (folder / CONFIG_NAME).is_file() or (folder / "config.json").is_file():
+        return None
+    config = _config(folder)
+    base = config.get("base_model_name_or_path")
+    return (base, config.get("revision")) if isinstance(base, str) and base else None
 
 
 def adapter_hint(folder: Path, option: str) -> str:
@@ -106,7 +140,7 @@ def require(package: str, extra: str, option: str) -> None:
         raise ModelError(f'{option} takes {package}, which is not installed: pip install "tdpo[{extra}]"')
 
 
-def _fetch(name: str) -> Path:
+def _fetch(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -114,7 +148,7 @@ def _fetch(name: str) -> Path:
     except Exception as error:
         what = shorten(" ".join(str(error).split()), 200, placeholder=" ...")
         raise ModelError(
-            f"--ref-adapter {name}: no such folder here, and no adapter of that name could be had from the "
+            f"{option} {name}: no such folder here, and no adapter of that name could be had from the "
             f"hub ({what}); check the path"
         ) from error
 

@@ -1,16 +1,19 @@
 """What a fit is given, checked against each other before any model is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ..cache.lengths import pair_lengths
 from ..cache.manifest import identity_differences
 from ..cache.reader import CacheReader, open_cache
+from .config.evaluation import eval_caches
 from .config.fit import FitConfig
-from .errors import CacheError, ModelError
+from .errors import CacheError, ConfigError, ModelError
 from .models import (
     ModelSource,
-    find_model,
     find_reference,
+    find_start,
     first_difference,
     load_tokenizer,
     tokenizer_identity,
@@ -52,7 +55,7 @@ def check_needs(config: FitConfig, objective: "Objective", reader: CacheReader) 
         column = FROM_CACHE[name]
         if column is None or _holds(reader, column):
             continue
-        lacking = f"no {_WORDS[column]}, which --plugin {config.plugin} needs"
+        lacking = f"no {_WORDS[column]}, which --plugin {config.objective_name} needs"
         if config.reference is not None:
             raise CacheError(
                 f"--reference {config.reference}: these scores of {config.cache} hold {lacking}; add ones "
@@ -80,16 +83,47 @@ def statistics_to_read(objective: "Objective", reader: CacheReader) -> frozenset
     return names - ({"dist"} if cached.full else {"ref_hidden"})
 
 
-def open_evaluation(config: FitConfig, reader: CacheReader) -> CacheReader | None:
-    """The evaluation cache, where one is asked for.
+def check_batch_level(config: FitConfig, objective: "Objective", arguments: Any) -> None:
+    """Refuse to cut up an optimiser step's pairs where the loss of one depends on the others.
+
+    Args:
+        config: the fit's options.
+        objective: the loss.
+        arguments: transformers.TrainingArguments of ``config``.
 
     Raises:
-        CacheError: it is no cache, or was built from another reference or with other statistics.
+        ConfigError: names the option, and what takes its place.
     """
-    if config.eval_cache is None:
-        return None
+    if not objective.batch_level:
+        return
+    accumulation: int = arguments.gradient_accumulation_steps
+    for flag, value, given in (
+        ("--gradient-accumulation", accumulation, accumulation > 1),
+        ("--num-processes", config.num_processes, config.num_processes > 1),
+        ("--batch-tokens", config.batch_tokens, config.batch_tokens is not None),
+    ):
+        if given:
+            raise ConfigError(
+                f"{flag} {value}: with --plugin {config.objective_name} the loss of a pair depends on the "
+                "others of the optimiser step, which must be one batch of one process: leave it out and give "
+                "their number with --batch-size; --gradient-checkpointing and --lora save memory"
+            )
+
+
+def open_evaluations(config: FitConfig, reader: CacheReader) -> dict[str, CacheReader]:
+    """The evaluation caches by their names, as :func:`~tdpo.core.config.evaluation.eval_caches` gives them.
+
+    Raises:
+        CacheError: one is no cache, or was built from another reference or with other statistics.
+        ConfigError: two have the same name.
+    """
+    places = eval_caches(config.eval_cache)
+    return {name: _open_evaluation(place, config, reader) for name, place in places.items()}
+
+
+def _open_evaluation(place: str, config: FitConfig, reader: CacheReader) -> CacheReader:
     try:
-        evaluation = open_cache(config.eval_cache)
+        evaluation = open_cache(place)
     except CacheError as error:
         raise CacheError(f"--eval-cache: {error}") from error
     parts = ("reference", "tokenizer", "statistics")
@@ -97,30 +131,32 @@ def open_evaluation(config: FitConfig, reader: CacheReader) -> CacheReader | Non
     if differences := identity_differences(theirs, ours):
         keys = ", ".join(line.partition(":")[0] for line in differences)
         raise CacheError(
-            f"--eval-cache {config.eval_cache} was built otherwise than --cache {config.cache} ({keys} "
+            f"--eval-cache {place} was built otherwise than --cache {config.cache} ({keys} "
             "differ); build both with the same reference and options"
         )
     return evaluation
 
 
-def find_policy(config: FitConfig, reader: CacheReader) -> ModelSource:
+def find_policy(config: FitConfig, reader: CacheReader, *, weights: bool = True) -> ModelSource:
     """The model to start from: the one given, or the cache's reference, also beside the cache's folder.
 
-    The adapter of a reference is merged into the policy.
+    The adapter of a reference is merged into the policy. A folder given as ``--model`` must hold weights,
+    unless ``weights`` is False.
 
     Raises:
         ModelError: it cannot be opened, or is not what the reference computed because that was quantised.
     """
     if config.model is not None:
-        return find_model(config.model, option="--model")
+        return replace(find_start(config.model, weights=weights), quantization=config.quantization)
     source = find_reference(reader.manifest, config.cache, option="--model")
-    if source.quantization is not None and not config.other_start:
+    if source.quantization not in (None, config.quantization) and not config.other_start:
         raise ModelError(
             f"--cache {config.cache} was built from {source.name} in {source.quantization}; the policy "
-            "starts from the model in full, away from that: pass --other-start if it is meant to, or give "
-            "--model"
+            f"starts from the model in {config.quantization or 'full'}, away from that: train a LoRA beside "
+            f"what the reference was, --lora RANK --quantization {source.quantization}, or pass "
+            "--other-start if it is meant to, or give --model"
         )
-    return replace(source, quantization=None)
+    return replace(source, quantization=config.quantization)
 
 
 def check_model(model: ModelSource, tokenizer: Any, reader: CacheReader, *, option: str) -> None:
@@ -151,6 +187,35 @@ def check_model(model: ModelSource, tokenizer: Any, reader: CacheReader, *, opti
             f"{option} {model.name}: has {vocab_size} logits where the cache's reference has "
             f"{reader.vocab_size}; resize its embeddings or build a cache for this model"
         )
+
+
+def check_positions(
+    config: FitConfig, model: ModelSource, reader: CacheReader, evaluations: Mapping[str, CacheReader]
+) -> None:
+    """Refuse a training or evaluation cache with a sequence longer than the model's positions.
+
+    Raises:
+        ModelError: names the longest row, and what to do.
+    """
+    places = eval_caches(config.eval_cache)
+    readers = {f"--cache {config.cache}": reader}
+    readers |= {f"--eval-cache {places[name]}": one for name, one in evaluations.items()}
+    if (limit := model.max_length) is None:
+        return
+    for cache, reader in readers.items():
+        # What the build was limited to says enough of most caches, without reading their rows.
+        built_for = reader.identity.get("limits", {}).get("max_length")
+        if built_for is not None and built_for <= limit:
+            continue
+        lengths = pair_lengths(reader).sequence
+        if len(lengths) and (longest := int(lengths.max())) > limit:
+            too_long = int((lengths > limit).sum())
+            raise ModelError(
+                f"{cache}: row {int(lengths.argmax())} is a sequence of {longest:,} tokens and "
+                f"{model.name} takes {limit:,}, which {too_long:,} of {len(lengths):,} pairs exceed; build a "
+                f"cache for it with tdpo cache build --max-length {limit}, or start from a model that takes "
+                "as many"
+            )
 
 
 def _where_tokenizers_differ(tokenizer: Any, reader: CacheReader) -> str | None:

@@ -9,7 +9,9 @@ __all__ = [
     "LeaderEndedError",
     "ModelError",
     "PluginError",
+    "StoppedBySignal",
     "TdpoError",
+    "TrainingError",
 ]
 
 
@@ -23,6 +25,26 @@ class DataError(TdpoError):
 
 class ModelError(TdpoError):
     """A model or tokenizer that cannot be loaded, or does not fit the cache."""
+
+
+class TrainingError(TdpoError):
+    """A run that cannot go on: a loss or gradient that is not finite, or memory that does not suffice."""
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM ended a run after a checkpoint to go on from; its message says how.
+
+    No mistake and no fault: what handles a :class:`TdpoError` and goes on must not swallow it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+    @property
+    def exit_code(self) -> int:
+        """As shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal
 
 
 class LeaderEndedError(TdpoError):

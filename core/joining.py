@@ -43,29 +43,35 @@ class JoinedPair(ScoredPair):
 
 
 def join_scores(
-    config: FitConfig, objective: "Objective", reader: CacheReader, evaluation: CacheReader | None
-) -> tuple[Any, Any]:
-    """The training and the evaluation cache, each with the added scores that the objective needs.
+    config: FitConfig, objective: "Objective", reader: CacheReader, evaluations: Mapping[str, CacheReader]
+) -> tuple[Any, dict[str, Any]]:
+    """The training cache and those to evaluate on, each with the added scores that the objective needs.
 
     Raises:
         CacheError: a statistic that nothing provides; a set that is not there, does not cover the pairs, or
-            differs between the two caches.
+            differs between the caches.
         ConfigError: a statistic that several sets provide, or a --reference that is none.
     """
     plan = plan_join(config, objective, reader, "--cache")
-    joined = joined_reader(reader, plan)
-    if evaluation is None:
-        return joined, None
+    return joined_reader(reader, plan), {
+        name: _join_evaluation(config, objective, reader, evaluation, plan)
+        for name, evaluation in evaluations.items()
+    }
+
+
+def _join_evaluation(
+    config: FitConfig, objective: "Objective", reader: CacheReader, evaluation: CacheReader, plan: Join
+) -> Any:
     theirs = plan_join(config, objective, evaluation, "--eval-cache")
     for name in sorted(plan.sets):
         ours = reader.manifest.scores[name].identity
         other = evaluation.manifest.scores.get(name)
         if theirs != plan or other is None or identity_differences(other.identity, ours):
             raise CacheError(
-                f"--eval-cache {config.eval_cache}: its scores {name} are not made as those of --cache "
+                f"--eval-cache {evaluation.location}: its scores {name} are not made as those of --cache "
                 f"{config.cache}; add both with the same tdpo cache add command"
             )
-    return joined, joined_reader(evaluation, theirs)
+    return joined_reader(evaluation, theirs)
 
 
 def joined_reader(reader: CacheReader, plan: Join) -> Any:

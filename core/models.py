@@ -1,5 +1,6 @@
 """Opening models and tokenizers, and saying which ones they are."""
 
+import copy
 import hashlib
 import json
 import os
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..cache.manifest import Manifest
 from ..cache.storage.files import is_url
-from .adapters import Adapter, adapter_hint, find_adapter, require
+from .adapters import Adapter, adapter_base, adapter_hint, find_adapter, require
 from .errors import ModelError
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -62,13 +63,14 @@ class ModelSource:
         return proof
 
 
-def find_model(name: str, revision: str | None = None, *, option: str) -> ModelSource:
+def find_model(name: str, revision: str | None = None, *, option: str, weights: bool = True) -> ModelSource:
     """The model behind ``name``; reads its configuration, not its weights.
 
     Args:
         name: a folder or a hub name.
         revision: of a hub model.
         option: the option it came from, for messages.
+        weights: whether a folder must hold them.
 
     Raises:
         ModelError: no such model, or a folder without one.
@@ -78,7 +80,7 @@ def find_model(name: str, revision: str | None = None, *, option: str) -> ModelS
 
     folder = Path(name)
     if folder.is_dir():
-        _check_folder(folder, option)
+        _check_folder(folder, option, weights=weights)
     elif folder.exists():
         raise ModelError(
             f"{option} {name}: is a file; give the folder that holds config.json and the weights"
@@ -98,6 +100,21 @@ def find_model(name: str, revision: str | None = None, *, option: str) -> ModelS
             "AutoModelForCausalLM opens"
         )
     return ModelSource(name, revision, config)
+
+
+def find_start(name: str, *, weights: bool = True) -> ModelSource:
+    """The model behind --model: as :func:`find_model`, or an adapter's folder, which names its base.
+
+    Raises:
+        ModelError: no such model, or the adapter's base is not where it says.
+    """
+    base = adapter_base(Path(name))
+    if base is None:
+        return find_model(name, option="--model", weights=weights)
+    try:
+        return replace(find_model(*base, option="its base"), adapter=find_adapter(name, option="--model"))
+    except ModelError as error:
+        raise ModelError(f"--model {name}: is an adapter; {error}") from error
 
 
 def find_reference(
@@ -129,8 +146,7 @@ def find_reference(
                 f"the reference that {cache} was built from, {name}, cannot be opened; give its place with "
                 f"{option} ({error})"
             ) from error
-    quantization = next((k for k, v in QUANTIZATIONS.items() if v == recorded.get("quantization")), None)
-    source = replace(source, quantization=quantization)
+    source = replace(source, quantization=quantization_of(recorded))
     # A model that is named and is not the recorded base may be it with the adapter merged.
     is_base = not named or all(recorded.get(key) == value for key, value in source.identity().items())
     if "adapter" in recorded and is_base:
@@ -152,18 +168,25 @@ def _moved(name: str, cache: str | os.PathLike[str]) -> str:
     return str(beside) if beside is not None and not Path(name).exists() and beside.is_dir() else name
 
 
-def _check_folder(folder: Path, option: str) -> None:
+def _check_folder(folder: Path, option: str, *, weights: bool) -> None:
     if not (folder / "config.json").is_file():
         hint = adapter_hint(folder, option)
         raise ModelError(f"{option} {folder}: holds no model (config.json is missing){hint}")
-    if not weight_files(folder):
+    if weights and not weight_files(folder):
         raise ModelError(f"{option} {folder}: holds no weights (*.safetensors); save_pretrained writes them")
 
 
-def load_model(source: ModelSource, *, dtype: str, attention: str | None = None) -> Any:
+def load_model(
+    source: ModelSource,
+    *,
+    dtype: str,
+    attention: str | None = None,
+    quantization_option: str = "--ref-quantization",
+) -> Any:
     """The causal language model in evaluation mode, its adapter merged, dropout untouched.
 
-    It is on the CPU, unless it is quantised or spread by a device map.
+    It is on the CPU, unless it is quantised or spread by a device map. ``quantization_option`` is where the
+    quantisation came from, for messages.
 
     Raises:
         ModelError: the weights cannot be read, the attention backend is not available, or a package that the
@@ -178,6 +201,7 @@ def load_model(source: ModelSource, *, dtype: str, attention: str | None = None)
     if source.device_map is not None:
         options["device_map"] = source.device_map
     if source.quantization is not None:
+        check_quantization(source.quantization, quantization_option)
         options["quantization_config"] = _quantization(source.quantization, dtype)
     try:
         found: Any = AutoModelForCausalLM.from_pretrained(
@@ -198,11 +222,33 @@ def load_model(source: ModelSource, *, dtype: str, attention: str | None = None)
     return model.eval()
 
 
+def check_quantization(name: str, option: str) -> None:
+    """Check that bitsandbytes is there and runs here. ``option`` is where ``name`` came from, for messages.
+
+    Raises:
+        ModelError: it is not installed, or knows none of this machine's devices.
+    """
+    require("bitsandbytes", "quantization", f"{option} {name}")
+    from transformers.integrations.bitsandbytes import validate_bnb_backend_availability
+
+    try:
+        validate_bnb_backend_availability(raise_exception=True)
+    except (RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"{option} {name}: bitsandbytes does not run on this machine ({_first_line(error)}); leave it "
+            "out, or use a machine with a supported GPU"
+        ) from error
+
+
+def quantization_of(recorded: dict[str, Any]) -> str | None:
+    """The name of the quantisation in a reference's identity; None where it computes in full."""
+    return next((k for k, v in QUANTIZATIONS.items() if v == recorded.get("quantization")), None)
+
+
 def _quantization(name: str, dtype: str) -> Any:
     import torch
     from transformers import BitsAndBytesConfig
 
-    require("bitsandbytes", "quantization", f"--ref-quantization {name}")
     settings = dict(QUANTIZATIONS[name])
     if name == "4bit":
         settings["bnb_4bit_compute_dtype"] = torch.float32 if dtype == "auto" else getattr(torch, dtype)
@@ -222,6 +268,33 @@ def _check_loaded(source: ModelSource, loaded: dict[str, Any]) -> None:
             f"{source.name}: its weights are not those of its config.json ({lacking[0]}{more}); "
             "fetch or save the model again"
         )
+
+
+def weightless(source: ModelSource, dtype: str | None = None, attention: str | None = None) -> Any:
+    """A model of the source's architecture, every parameter on torch's meta device: shapes, no memory.
+
+    Args:
+        source: the model.
+        dtype: of its parameters, by torch's name; its configuration's own when None.
+        attention: the backend; transformers' choice when None.
+
+    Raises:
+        ModelError: transformers cannot make a model of its configuration.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    options: dict[str, Any] = {} if attention is None else {"attn_implementation": attention}
+    if dtype is not None:
+        options["dtype"] = getattr(torch, dtype)
+    try:
+        with torch.device("meta"):
+            # A copy: a model writes into its configuration, which this one's owner would find changed.
+            return AutoModelForCausalLM.from_config(copy.deepcopy(source.config), **options)
+    except Exception as error:
+        raise ModelError(
+            f"{source.name}: no model can be made of its config.json: {_first_line(error)}"
+        ) from error
 
 
 def disable_dropout(model: Any) -> None:

@@ -21,6 +21,8 @@ def quiet_libraries() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            # It tells of tied and adapted heads, which are dealt with where they are saved and merged.
+            warnings.filterwarnings("ignore", module=r"peft\.")
             yield
     finally:
         bits.setLevel(bits_level)

@@ -9,6 +9,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from support import make_model, make_tokenizer, write_pairs
 
 
+def pytest_collection_modifyitems(items):
+    """Tests marked ``gpu`` are skipped where torch finds no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu") is not None]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory):
     """A saved reference model with its tokenizer."""

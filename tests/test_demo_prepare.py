@@ -132,7 +132,7 @@ def test_config_is_one_that_both_stages_take(demo):
     fit = fit_config({"plugin": "tdpo2"}, demo.config)
     assert fit.set == {"beta": 0.1}
     assert fit.learning_rate == pytest.approx(1e-3)
-    assert fit.eval_cache == "tdpo-cache-heldout"
+    assert fit.eval_cache == ["tdpo-cache-heldout"]
 
 
 def test_prepared_folder_is_used_again(demo):

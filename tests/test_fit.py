@@ -345,25 +345,3 @@ def test_more_rows_than_memory_would_hold_are_read_by_row_group(tmp_path, refere
     )
     tokens = sum(int(batch["lengths"].sum()) for batch in loader)
     assert tokens == reader.completion_tokens
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, cache):
-    """torchrun with two processes of four pairs against one of eight: same losses, same policy."""
-    options = ["--max-steps", "5", "--optimizer", "sgd", "--gradient-accumulation", "1"]
-    fit(cache, tmp_path / "one", "--batch-size", "8", *options)
-    subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tdpo", "fit",
-            "--plugin", "tdpo2", "--cache", cache, "--output", tmp_path / "two", "--learning-rate", "1e-3",
-            "--logging-steps", "1", "--batch-size", "4", *options,
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )  # fmt: skip
-    for x, y in zip(metrics(tmp_path / "one"), metrics(tmp_path / "two"), strict=True):
-        for name in ("loss", "grad_norm", "rewards/margins", "kl/chosen", "logps/rejected"):
-            assert x[name] == pytest.approx(y[name], abs=1e-5, rel=1e-5), name
-    assert_same_weights(tmp_path / "one", tmp_path / "two", 1e-5)

@@ -61,7 +61,7 @@ class Needs:
 
 def joined(folder, *needs, **options):
     config = FitConfig(plugin="x", cache=str(folder), **options)
-    return join_scores(config, Needs(*needs), tdpo.open_cache(folder), None)[0]
+    return join_scores(config, Needs(*needs), tdpo.open_cache(folder), {})[0]
 
 
 def logp(model, pair, side):

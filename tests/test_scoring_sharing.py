@@ -12,9 +12,10 @@ import tdpo
 from tdpo.cache.pairs import Pair
 from tdpo.core.errors import ModelError
 from tdpo.core.scoring.forward import check_sharing, completion_hidden, enable_scoring
-from tdpo.core.scoring.layout import branch_mask, lay_out, lay_out_shared, shared_width
+from tdpo.core.scoring.layout import lay_out, lay_out_shared, shared_width
 from tdpo.core.scoring.scorer import ReferenceScorer
 from tdpo.core.scoring.sharing import cannot_share, longest_shared_row
+from tdpo.core.scoring.visibility import dense_mask
 
 MOE = {**SMALL, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 SHARING = {
@@ -228,14 +229,14 @@ def test_a_shared_row_holds_the_prompt_once_and_the_completions_but_for_their_la
     assert layout.input_ids.tolist() == [[10, 11, 12, 20, 21, 30], [10, 0, 0, 0, 0, 0]]
     assert layout.attention_mask.sum(-1).tolist() == [6, 1]
     assert layout.position_ids.tolist()[0] == [0, 1, 2, 3, 4, 3]
-    assert layout.branches.tolist() == [[3, 5], [1, 1]]
+    assert layout.segments.tolist() == [[0, 0, 0, 1, 1, 2], [0, 4, 4, 4, 4, 4]]
     assert layout.positions.tolist() == [2, 3, 4, 6, 2, 5, 6]
     assert layout.labels.tolist() == [20, 21, 22, 20, 30, 31, 30]
     assert layout.lengths.tolist() == [3, 1, 2, 1]
 
 
 def test_the_mask_hides_the_future_and_the_chosen_from_the_rejected():
-    seen = branch_mask(torch.tensor([[2, 4]]), 6, torch.float32)[0, 0] == 0
+    seen = dense_mask(torch.tensor([[0, 0, 1, 1, 2, 2]]), torch.float32)[0, 0] == 0
     assert seen.int().tolist() == [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from ..errors import LeaderEndedError, TdpoError
+from ..errors import LeaderEndedError, StoppedBySignal, TdpoError
 from ..options import nearest
 from .cache import cache
+from .data import data
 from .demo import demo
 from .fit import fit
+from .plan import plan
 from .plugins import plugins
 
 _FIRST_SPEAKS = 5.0
@@ -57,12 +59,15 @@ def tdpo() -> None:
     """  # noqa: D301 (click wants the backspace itself)
 
 
-for _command in (cache, fit, plugins, demo):
+for _command in (data, cache, plan, fit, plugins, demo):
     tdpo.add_command(_command)
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; exit 0 when done, 2 with one line on stderr for bad input, 130 on Ctrl-C."""
+    """Run the command line; exit 0 when done, 2 with one line on stderr for bad input, 130 on Ctrl-C.
+
+    A fit that SIGTERM ended after saving exits with 143.
+    """
     # Tokenizers' threads are forked into data loaders otherwise, which they warn about at length.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -70,7 +75,10 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
         sys.exit(0)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        if isinstance(stopped := error.__cause__, StoppedBySignal):
+            first = os.environ.get("RANK", "0") == "0"
+            _fail(str(stopped) if first else None, stopped.exit_code)
         _fail(
             "interrupted; what was finished is kept, and the same command (fit: with --resume) goes on", 130
         )

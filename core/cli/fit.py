@@ -20,6 +20,7 @@ def fit(config: str | None, **options: Any) -> None:
     Hyperparameters of the objective are given with --set; `tdpo plugins describe NAME` lists them.
     """
     resolved = fit_config(given(options), config_path(config))
+    from ..config.evaluation import eval_caches, figure_prefix
     from ..fit import run_fit
     from ..runs import is_first_process
 
@@ -28,7 +29,11 @@ def fit(config: str | None, **options: Any) -> None:
         return
     figures = result.metrics
     click.echo(f"{result.output}: trained for {result.steps:,} steps")
-    for prefix, label in (("", "training"), ("eval_", "evaluation")):
+    if result.best_step is not None:
+        click.echo(f"  kept the policy of step {result.best_step:,}, the best by {resolved.best}")
+    parts = [("", "training")]
+    parts += [(figure_prefix(name), name or "evaluation") for name in eval_caches(resolved.eval_cache)]
+    for prefix, label in parts:
         shown = [
             f"{word} {figures[prefix + name]:.4g}"
             for name, word in _SHOWN.items()

@@ -106,13 +106,17 @@ def as_yaml(build: BuildConfig | None = None, fit: FitConfig | None = None) -> s
 
     content: dict[str, Any] = {}
     if build is not None:
-        # One of several possible names is written as it was given, not as a list.
-        content["build"] = {
-            name: value[0] if isinstance(value, list) and len(value) == 1 else value
-            for name, value in asdict(build).items()
-        }
+        content["build"] = _plain(asdict(build))
     if fit is not None:
-        values = asdict(fit)
+        values = _plain(asdict(fit))
         content["training"] = values.pop("training")
         content["fit"] = values
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """One of several possible names as it was given, not as a list."""
+    return {
+        name: value[0] if isinstance(value, list) and len(value) == 1 else value
+        for name, value in values.items()
+    }

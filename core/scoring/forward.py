@@ -4,6 +4,8 @@ The same code runs for the reference and for the policy: a policy that equals it
 log-ratio of zero, and a mistake cannot sit on one side only.
 """
 
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,13 @@ from torch import Tensor
 from ...cache.pairs import Pair
 from ..errors import ModelError
 from .exact import FromHidden, FromLogProbs, WholeReference
-from .head import Head, logits
-from .layout import Layout, branch_mask, lay_out, lay_out_shared
+from .head import Head
+from .layout import Layout, lay_out, lay_out_shared
 from .placement import input_device
+from .projection import logits
 from .sharing import longest_shared_row
 from .sparse import Scores, sparse_scores
+from .visibility import attention_mask_of
 
 # Prompt, chosen and rejected tokens of the pairs that a model is checked on. The chosen are so many that
 # positions which do not restart show.
@@ -30,16 +34,22 @@ def completion_hidden(
     attention_mask: Tensor,
     positions: Tensor,
     position_ids: Tensor | None = None,
-    branches: Tensor | None = None,
+    segments: Tensor | None = None,
 ) -> Tensor:
     """Last hidden states [N, d] of a causal language model's body; the arguments are a Layout's fields."""
     shared = {}
-    if branches is not None:
-        attention_mask = branch_mask(branches, input_ids.shape[1], model.dtype)
+    if segments is not None:
+        attention_mask = attention_mask_of(segments, model.config._attn_implementation, model.dtype)
         shared["position_ids"] = position_ids
-    output = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **shared)
+    output = _body(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **shared)
     hidden = output.last_hidden_state
     return hidden.reshape(-1, hidden.shape[-1])[positions.to(hidden.device)]
+
+
+def _body(model: Any) -> Any:
+    """All of a causal language model but its head; a peft.PeftModel's own ``base_model`` is another thing."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return causal.base_model
 
 
 def enable_scoring(model: Any, reference_head: Head | None = None) -> None:
@@ -59,6 +69,8 @@ def enable_scoring(model: Any, reference_head: Head | None = None) -> None:
     check_head(model)
     plain_forward = model.forward
 
+    # generate() reads the signature: without position_ids in it, left-padded prompts would be misplaced.
+    @wraps(plain_forward)
     def forward(
         *args: Any,
         score_positions: Tensor | None = None,
@@ -79,26 +91,45 @@ def enable_scoring(model: Any, reference_head: Head | None = None) -> None:
             kwargs["attention_mask"],
             score_positions,
             kwargs.get("position_ids"),
-            kwargs.get("branches"),
+            kwargs.get("segments"),
         )
         reference: WholeReference | None = None
         if score_ref_hidden is not None and reference_head is not None:
             reference = FromHidden(reference_head, score_ref_hidden)
         elif score_ref_logp is not None:
             reference = FromLogProbs(score_ref_logp)
-        scores: Scores = sparse_scores(
-            Head.of(model),
-            hidden,
-            score_ids,
-            entropy=score_entropy,
-            log_collision=score_log_collision,
-            reference=reference,
-            forward_kl=score_forward_kl,
-            reverse_kl=score_reverse_kl,
-        )
-        return scores
+
+        def scored(hidden: Tensor) -> Scores:
+            return sparse_scores(
+                Head.of(model),
+                hidden,
+                score_ids,
+                entropy=score_entropy,
+                log_collision=score_log_collision,
+                reference=reference,
+                forward_kl=score_forward_kl,
+                reverse_kl=score_reverse_kl,
+            )
+
+        return model.get_output_embeddings()(hidden, score=scored)
 
     model.forward = forward
+    _let_head_score(model.get_output_embeddings())
+
+
+def _let_head_score(module: Any) -> None:
+    """Let ``module(hidden, score=function)`` return ``function(hidden)``.
+
+    What is done with the head's weights is done inside its own forward pass, where FSDP2 has gathered them.
+    """
+    plain_forward = module.forward
+
+    def forward(
+        hidden: Tensor, *args: Any, score: Callable[[Tensor], Any] | None = None, **kwargs: Any
+    ) -> Any:
+        return plain_forward(hidden, *args, **kwargs) if score is None else score(hidden)
+
+    module.forward = forward
 
 
 @torch.no_grad()
@@ -142,8 +173,18 @@ def check_head(model: Any, head: Head | None = None) -> None:
 
 
 @torch.no_grad()
-def check_sharing(model: Any) -> str | None:
-    """Run a few tokens in shared and in separate rows.
+def check_sharing(
+    model: Any,
+    lay_out_together: Callable[[Sequence[Pair]], Layout] = lay_out_shared,
+    *,
+    backward: bool = False,
+) -> str | None:
+    """Run a few tokens in shared (or packed) and in separate rows.
+
+    Args:
+        model: a causal language model.
+        lay_out_together: lays out the rows that are to be as good as separate ones.
+        backward: try these backward too, through all layers.
 
     Returns:
         What is wrong, in words, where the results differ; None where they agree.
@@ -157,7 +198,11 @@ def check_sharing(model: Any) -> str | None:
         model.train(was_training)
     model.eval()
     try:
-        shared = _hidden(model, lay_out_shared(pairs)).float()
+        with torch.set_grad_enabled(backward):
+            shared = _hidden(model, lay_out_together(pairs)).float()
+            if backward:
+                first = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+                torch.autograd.grad(shared.sum(), first, allow_unused=True)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...cache.pairs import SIDES, Pair
+from ...cache.pairs import SIDES, Pair, Side
+from .visibility import CHOSEN, PROMPT, REJECTED
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Layout:
     """A batch of pairs as ``R`` right-padded rows of token ids.
 
     Separate: a row is ``prompt | completion``, 2B of them. Shared: a row is ``prompt | chosen | rejected``, B
-    of them, and what a model needs besides is ``position_ids`` and ``branches``.
+    of them. Packed: rows of either kind one after another, each a document of its own. What a model needs of
+    the last two besides is ``position_ids`` and ``segments``.
     """
 
     input_ids: Tensor
@@ -34,13 +36,14 @@ class Layout:
     lengths: Tensor
     """[2B] int64: completion tokens of each side."""
     position_ids: Tensor | None = None
-    """Shared: [B, L] int64, going on from the prompt in either completion; 0 at padding."""
-    branches: Tensor | None = None
-    """Shared: [B, 2] int64, where a row's chosen and its rejected tokens begin."""
+    """[R, L] int64, of a document: going on from the prompt in either completion; 0 at padding."""
+    segments: Tensor | None = None
+    """[R, L] int64, which tokens see which: 4 times the number of a token's document in its row, which rises
+    along it, plus 0 in the prompt, 1 in chosen, 2 in rejected. Padding is the last document."""
 
     def model_inputs(self, device: torch.device) -> dict[str, Tensor]:
         """What :func:`~tdpo.core.scoring.forward.completion_hidden` takes, on ``device``."""
-        names = ("input_ids", "attention_mask", "positions", "position_ids", "branches")
+        names = ("input_ids", "attention_mask", "positions", "position_ids", "segments")
         inputs = {name: getattr(self, name) for name in names}
         return {name: value.to(device) for name, value in inputs.items() if value is not None}
 
@@ -83,31 +86,83 @@ def lay_out(pairs: Sequence[Pair], pad_id: int = 0) -> Layout:
 
 def lay_out_shared(pairs: Sequence[Pair], pad_id: int = 0) -> Layout:
     """``pairs`` as one row each, the prompt once."""
-    width = max(shared_width(pair) for pair in pairs)
-    ids = np.full((len(pairs), width), pad_id, dtype=np.int64)
-    mask, position_ids = np.zeros_like(ids), np.zeros_like(ids)
-    branches = np.empty((len(pairs), 2), dtype=np.int64)
-    of_chosen, of_rejected = [], []
-    for row, pair in enumerate(pairs):
-        prompt, end = len(pair.prompt_ids), shared_width(pair)
-        second = prompt + len(pair.chosen_ids) - 1
-        ids[row, :prompt] = pair.prompt_ids
-        ids[row, prompt:second] = pair.chosen_ids[:-1]
-        ids[row, second:end] = pair.rejected_ids[:-1]
-        mask[row, :end] = 1
-        position_ids[row, :second] = np.arange(second)
-        position_ids[row, second:end] = np.arange(prompt, prompt + end - second)
-        branches[row] = prompt, second
-        of_chosen.append(np.arange(prompt - 1, second) + row * width)
+    return _lay_out_documents([[_shared_document(pair)] for pair in pairs], pairs, pad_id)
+
+
+def lay_out_packed(
+    pairs: Sequence[Pair], pad_id: int = 0, *, share: bool = True, multiple: int = 1
+) -> Layout:
+    """``pairs`` in a single row, one after another.
+
+    Args:
+        pairs: their order is kept.
+        pad_id: any id of the vocabulary.
+        share: a pair is one document, its prompt once; otherwise either side is one.
+        multiple: the row's length is padded to a multiple of this.
+    """
+    documents = [doc for p in pairs for doc in ([_shared_document(p)] if share else _separate_documents(p))]
+    return _lay_out_documents([documents], pairs, pad_id, multiple)
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Tokens that see one another and no others."""
+
+    ids: np.ndarray
+    position_ids: np.ndarray
+    branches: np.ndarray
+    """PROMPT, CHOSEN or REJECTED; of tokens that no branch is to be hidden from, PROMPT."""
+    scored: dict[Side, np.ndarray]
+    """The positions that predict a side's tokens, for the sides that it holds."""
+
+
+def _shared_document(pair: Pair) -> _Document:
+    prompt, end = len(pair.prompt_ids), shared_width(pair)
+    second = prompt + len(pair.chosen_ids) - 1
+    return _Document(
+        np.concatenate([pair.prompt_ids, pair.chosen_ids[:-1], pair.rejected_ids[:-1]]),
+        np.r_[:second, prompt : prompt + end - second],
+        np.repeat([PROMPT, CHOSEN, REJECTED], [prompt, second - prompt, end - second]),
         # The last prompt token predicts the first token of both.
-        of_rejected.append(np.r_[prompt - 1, second:end] + row * width)
+        {"chosen": np.r_[prompt - 1 : second], "rejected": np.r_[prompt - 1, second:end]},
+    )
+
+
+def _separate_documents(pair: Pair) -> list[_Document]:
+    documents = []
+    for side in SIDES:
+        ids = np.concatenate([pair.prompt_ids, pair.ids(side)[:-1]])
+        scored = np.r_[len(pair.prompt_ids) - 1 : len(ids)]
+        documents.append(_Document(ids, np.arange(len(ids)), np.full_like(ids, PROMPT), {side: scored}))
+    return documents
+
+
+def _lay_out_documents(
+    rows: Sequence[Sequence[_Document]], pairs: Sequence[Pair], pad_id: int, multiple: int = 1
+) -> Layout:
+    """``rows`` of documents, in the order of ``pairs``, which they hold."""
+    width = max(sum(len(document.ids) for document in row) for row in rows)
+    width += -width % multiple
+    ids = np.full((len(rows), width), pad_id, dtype=np.int64)
+    mask, position_ids, segments = np.zeros_like(ids), np.zeros_like(ids), np.empty_like(ids)
+    positions: dict[Side, list[np.ndarray]] = {side: [] for side in SIDES}
+    for r, row in enumerate(rows):
+        segments[r] = len(row) << 2
+        start = 0
+        for number, document in enumerate(row):
+            at = slice(start, start + len(document.ids))
+            ids[r, at], mask[r, at], position_ids[r, at] = document.ids, 1, document.position_ids
+            segments[r, at] = (number << 2) + document.branches
+            for side, scored in document.scored.items():
+                positions[side].append(scored + (start + r * width))
+            start = at.stop
     return Layout(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
-        torch.from_numpy(np.concatenate(of_chosen + of_rejected)),
+        torch.from_numpy(np.concatenate([one for side in SIDES for one in positions[side]])),
         *_targets(pairs),
         torch.from_numpy(position_ids),
-        torch.from_numpy(branches),
+        torch.from_numpy(segments),
     )
 
 
@@ -116,20 +171,6 @@ def _targets(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     completions = [pair.ids(side) for side in SIDES for pair in pairs]
     labels = np.concatenate(completions).astype(np.int64)
     return torch.from_numpy(labels), torch.tensor([len(c) for c in completions])
-
-
-def branch_mask(branches: Tensor, width: int, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its scores in shared rows, [B, 1, L, L]: 0 where a token sees another, else the
-    least number of ``dtype``.
-
-    Causal, but for rejected tokens, which do not see chosen ones. Padding comes last: no token sees it.
-    """
-    at = torch.arange(width, device=branches.device)
-    chosen, rejected = branches[:, 0, None], branches[:, 1, None]
-    hidden = (at >= rejected)[:, :, None] & ((at >= chosen) & (at < rejected))[:, None, :]
-    hidden |= at[:, None] < at
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=branches.device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
 
 
 def completion_mask(lengths: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import ModelError
 
 # The layer types that attend to what the mask shows them, within a window at most.
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-_BACKENDS = {None, "auto", "sdpa", "eager"}
+_BACKENDS = {None, "auto", "sdpa", "eager", "flex_attention"}
 _WINDOWS = (
     "sliding_window",
     "attention_chunk_size",
@@ -34,6 +34,8 @@ def cannot_share(config: Any, attention: str | None = None) -> str | None:
     """
     if attention not in _BACKENDS:
         return f"attention backend {attention} takes no mask of its own for each row"
+    if attention == "flex_attention" and not _on_cuda():
+        return f"attention backend {attention} is trained with on CUDA only"
     text = config.get_text_config()
     if text is not config:
         return "its attention depends on more than text"
@@ -43,6 +45,12 @@ def cannot_share(config: Any, attention: str | None = None) -> str | None:
     if any(getattr(text, name, None) for name in _SPARSE):
         return "its attention is sparse"
     return _model_cannot(_model_class(config), config)
+
+
+def _on_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _model_cannot(model: Any, config: Any) -> str | None:
@@ -66,6 +74,13 @@ def longest_shared_row(config: Any) -> int | None:
     """Most tokens of a row whose prompt can be shared: the shortest attention window; None without one."""
     windows = [getattr(config, name, None) for name in _WINDOWS]
     return min((w for w in windows if isinstance(w, int) and w > 0), default=None)
+
+
+def cannot_pack(model: Any) -> str | None:
+    """Why a model that can share prompts cannot take several pairs in a row, in words; None where it can."""
+    if not getattr(model, "_supports_flex_attn", False):
+        return "transformers does not run it with masks of any kind"
+    return None
 
 
 def choose_layout(config: Any, prompt_sharing: str, attention: str | None = None) -> str:

@@ -1,7 +1,8 @@
 """transformers.TrainingArguments of a fit."""
 
 import difflib
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -11,6 +12,15 @@ from transformers.training_args import OptimizerNames
 from ..config.fit import FitConfig
 from ..errors import ConfigError
 from ..options import coerce, nearest, scalar_type
+from .evaluation import evaluation_arguments
+from .sharding import as_flag
+
+
+@dataclass
+class FitArguments(TrainingArguments):
+    """transformers' arguments, and what trackers are told besides: they log all fields."""
+
+    tdpo: dict[str, Any] = field(default_factory=dict)
 
 
 def training_arguments(config: FitConfig, evaluate: bool) -> Any:
@@ -28,6 +38,8 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         # Values from --set are text, and YAML takes 1e-5 for text too.
         plain = isinstance(value, str) and scalar_type(annotations[name])[0] in (int, float, bool)
         given[name] = coerce(value, annotations[name], f"training.{name}") if plain else value
+    if "fsdp" in given:
+        given["fsdp"] = as_flag(given["fsdp"])
     for name, value, words in (
         ("schedule", config.schedule, SchedulerType),
         ("optimizer", config.optimizer, OptimizerNames),
@@ -51,6 +63,8 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         "seed": config.seed,
         "logging_steps": config.logging_steps,
         "logging_first_step": True,
+        # It would hide such losses from the log and wait for every micro-batch; the guard ends the run.
+        "logging_nan_inf_filter": False,
         "save_strategy": "steps" if config.save_steps else "epoch",
         "save_steps": config.save_steps or 500,
         "save_total_limit": 2,
@@ -60,17 +74,14 @@ def training_arguments(config: FitConfig, evaluate: bool) -> Any:
         "disable_tqdm": True,
         "ddp_find_unused_parameters": False,
         "report_to": "none",
+        "run_name": Path(config.output_dir).name,
+        "project": "tdpo",
         "label_names": [],
     }
     if evaluate:
-        values |= {
-            "eval_strategy": "steps" if config.eval_steps else "epoch",
-            "eval_steps": config.eval_steps,
-            "eval_on_start": True,
-            "prediction_loss_only": True,
-        }
+        values |= evaluation_arguments(config)
     try:
-        arguments = TrainingArguments(**{**values, **given})
+        arguments = FitArguments(**{**values, **given})
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigError(f"training options: {' '.join(str(error).split())}") from error
     if arguments.n_gpu > 1:

@@ -12,33 +12,24 @@ from ..progress import Progress
 METRICS_FILE = "metrics.jsonl"
 
 
-class MetricsFile(TrainerCallback):
-    """Appends every logged event to ``metrics.jsonl``: one JSON object with ``step`` a line."""
+class StepLines:
+    """A file of JSON objects with ``step``, one a line, that a resumed run goes on with."""
 
-    def __init__(self, folder: Path):
-        self.path = folder / METRICS_FILE
+    def __init__(self, path: Path):
+        self.path = path
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Drop what a cut-off run logged after the checkpoint that this one goes on from."""
-        if not state.is_world_process_zero or not self.path.exists():
+    def cut(self, step: int) -> None:
+        """Drop what a cut-off run wrote after the checkpoint of ``step``; everything at step 0."""
+        if not self.path.exists():
             return
-        kept = [line for line in self.path.read_text().splitlines() if _step(line) <= state.global_step]
-        if state.global_step == 0:
-            kept = []
-        self.path.write_text("".join(line + "\n" for line in kept))
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        kept = [line for line in lines if step and _step(line) <= step]
+        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Write one event."""
-        if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged events of a run."""
-    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
+    def append(self, step: int, values: dict[str, Any]) -> None:
+        """Write one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
 
 
 def _step(line: str) -> float:
@@ -47,6 +38,30 @@ def _step(line: str) -> float:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError):
         return float("inf")
+
+
+class MetricsFile(TrainerCallback):
+    """Appends every logged event to ``metrics.jsonl``: one JSON object with ``step`` a line."""
+
+    def __init__(self, folder: Path):
+        self.lines = StepLines(folder / METRICS_FILE)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Drop what a cut-off run logged after the checkpoint that this one goes on from."""
+        if state.is_world_process_zero:
+            self.lines.cut(state.global_step)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Write one event."""
+        if state.is_world_process_zero and logs:
+            self.lines.append(state.global_step, logs)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The logged events of a run."""
+    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class ConsoleLog(TrainerCallback):
@@ -72,10 +87,12 @@ class ConsoleLog(TrainerCallback):
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         """Print the event's main figures."""
-        if self.quiet or not state.is_world_process_zero or not logs:
-            return
-        line = summary_line(state.global_step, logs)
-        if line is None:
+        if state.is_world_process_zero and logs and (line := summary_line(state.global_step, logs)):
+            self.note(line)
+
+    def note(self, line: str) -> None:
+        """Print a line, above the bar where there is one."""
+        if self.quiet:
             return
         if self.progress is not None:
             self.progress.note(line)
@@ -105,8 +122,11 @@ _COLUMNS = (
 
 def summary_line(step: int, logs: dict[str, Any]) -> str | None:
     """The main figures of one event in a line; None for what is neither training nor evaluation."""
-    prefix = "eval_" if "eval_loss" in logs else ""
+    # An objective may have a figure of its own whose name ends with loss: that one is longer.
+    losses = [name for name in logs if name.startswith("eval_") and name.endswith("_loss")]
+    prefix = min(losses, key=len, default="loss").removesuffix("loss")
     if f"{prefix}loss" not in logs:
         return None
     parts = [f"{label} {logs[prefix + key]:{form}}" for key, label, form in _COLUMNS if prefix + key in logs]
-    return f"{'eval' if prefix else 'step':>5} {step:>5}  " + "  ".join(parts)
+    kind = prefix.rstrip("_").replace("_", " ", 1) if prefix else "step"
+    return f"{kind:>5} {step:>5}  " + "  ".join(parts)

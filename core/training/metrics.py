@@ -3,6 +3,8 @@
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,16 +12,26 @@ from torch import Tensor
 from ..objective import Completions, PairLoss
 
 
-@torch.no_grad()
-def pair_metrics(loss: PairLoss, chosen: Completions, rejected: Completions) -> dict[str, Tensor]:
-    """Per-pair figures [B], detached, under the names users of preference trainers know.
+@dataclass(frozen=True)
+class TokenMean:
+    """A figure that is a mean over tokens and not over pairs."""
 
-    rewards/* are the objective's implicit rewards; logps/* and kl/* are sums over a completion's tokens, in
-    nats; kl/* is the sequential forward KL(ref || pi), kl/margin rejected minus chosen (the TDPO paper's
-    curves); entropy is the policy's, a mean over both completions' tokens.
+    total: Tensor
+    """[B], summed over a pair's tokens."""
+    tokens: Tensor
+    """[B]: how many."""
+
+
+@torch.no_grad()
+def pair_metrics(loss: PairLoss, chosen: Completions, rejected: Completions) -> dict[str, Tensor | TokenMean]:
+    """Figures of B pairs, detached, under the names that users of TRL's trainers know.
+
+    All are [B] but for entropy, the policy's mean over all completion tokens. rewards/* are the objective's
+    implicit rewards; logps/* and kl/* are sums over a completion's tokens, in nats; kl/* is the sequential
+    forward KL(ref || pi), kl/margin rejected minus chosen (the TDPO paper's curves).
     """
     margins = loss.chosen_reward - loss.rejected_reward
-    figures = {
+    figures: dict[str, Tensor | TokenMean] = {
         "loss": loss.loss.detach(),
         "rewards/chosen": loss.chosen_reward,
         "rewards/rejected": loss.rejected_reward,
@@ -32,42 +44,64 @@ def pair_metrics(loss: PairLoss, chosen: Completions, rejected: Completions) -> 
         kl_chosen, kl_rejected = chosen.sum(chosen.forward_kl), rejected.sum(rejected.forward_kl)
         figures |= {"kl/chosen": kl_chosen, "kl/rejected": kl_rejected, "kl/margin": kl_rejected - kl_chosen}
     if chosen.entropy is not None:
-        figures["entropy"] = (chosen.mean(chosen.entropy) + rejected.mean(rejected.entropy)) / 2
+        figures["entropy"] = TokenMean(
+            chosen.sum(chosen.entropy) + rejected.sum(rejected.entropy), chosen.length + rejected.length
+        )
     for name, value in loss.metrics.items():
         figures[name] = value.detach().expand(len(margins))
     return figures
 
 
 class Means:
-    """Running means over pairs, kept on the device until they are asked for."""
+    """Running means over pairs, or over tokens, kept on the device until they are asked for."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.count = 0
+        self._totals: dict[str, Tensor] = {}
+        self._counts: dict[str, Tensor | float] = {}
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Take in per-pair figures [B]."""
+    def add(self, figures: dict[str, Tensor | TokenMean]) -> None:
+        """Take in the figures of some pairs."""
         for name, value in figures.items():
-            total = value.double().sum() if value.device.type != "mps" else value.float().sum()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
-        self.count += len(next(iter(figures.values())))
+            if isinstance(value, TokenMean):
+                self._add(name, value.total, value.tokens.sum())
+            else:
+                self._add(name, value, len(value))
 
-    def take(self, gather: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """The means, over all processes when ``gather`` is given; starts over."""
-        if not self.count:
-            return {}
-        names = sorted(self.sums)
-        totals = torch.stack([self.sums[name] for name in names] + [self._count_like()])
-        if gather is not None:
-            totals = gather(totals[None]).sum(0)
-        values = (totals[:-1] / totals[-1]).tolist()
-        self.__init__()  # type: ignore[misc]
-        return dict(zip(names, values, strict=True))
+    def _add(self, name: str, values: Tensor, count: Tensor | float) -> None:
+        total = values.double().sum() if values.device.type != "mps" else values.float().sum()
+        self._totals[name] = self._totals.get(name, 0) + total
+        self._counts[name] = self._counts.get(name, 0) + count
 
-    def _count_like(self) -> Tensor:
-        return torch.as_tensor(self.count, dtype=next(iter(self.sums.values())).dtype).to(
-            next(iter(self.sums.values())).device
-        )
+    def state(self) -> dict[str, list[float]]:
+        """Name -> [total, count] of what was taken in here, for :meth:`restore`."""
+        return {name: [float(total), float(self._counts[name])] for name, total in self._totals.items()}
+
+    def restore(self, state: dict[str, list[float]]) -> None:
+        """Go on from what :meth:`state` gave."""
+        for name, (total, count) in state.items():
+            self._totals[name], self._counts[name] = torch.tensor(total, dtype=torch.float64), count
+
+    def take(self, gather: Callable[[list[Any]], list[Any]] | None = None) -> dict[str, float]:
+        """The means, and a new start.
+
+        Args:
+            gather: puts the lists of all processes together; each process must come here, also one without
+                pairs.
+        """
+        names = sorted(self._totals)
+        sums: list[Any] = [{}]
+        if names:
+            totals = torch.stack([self._totals[name] for name in names])
+            counts = [torch.as_tensor(self._counts[name]).to(totals) for name in names]
+            sums = [dict(zip(names, torch.stack([totals, torch.stack(counts)], 1).tolist(), strict=True))]
+        self._totals, self._counts = {}, {}
+        means: dict[str, list[float]] = {}
+        for of_process in sums if gather is None else gather(sums):
+            for name, (total, count) in of_process.items():
+                before = means.setdefault(name, [0.0, 0.0])
+                before[0] += total
+                before[1] += count
+        return {name: total / count for name, (total, count) in sorted(means.items()) if count}
 
 
 def peak_memory_gb() -> float:

@@ -1,19 +1,28 @@
 """transformers.Trainer with the preference loss, our data order and our log."""
 
-import time
-from typing import Any
+from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
-from ..objective import Objective, PairLoss
+from ..objective import Completions, Objective, PairLoss
 from ..scoring.completions import completions
 from ..scoring.forward import enable_scoring
-from .agreement import check_agreement
-from .data import CachedPairs, EpochSampler, collate
+from .agreement import check_agreement, quantization_in
+from .batches import Batching, MicroBatch, pairs_in, tokens_of
+from .clock import StepClock
+from .data import CachedPairs, EpochSampler
 from .divergences import ExactDivergences
+from .evaluation import EvaluationBatches
+from .exchange import before_the_last, evened
+from .guard import Guard
+from .lora import has_lora, trained_state
 from .metrics import Means, pair_metrics, peak_memory_gb
+from .order import EpochOrder
+from .resuming import StepsAsAsked, load_process, save_process
 
 
 class PreferenceTrainer(Trainer):
@@ -23,11 +32,17 @@ class PreferenceTrainer(Trainer):
         model: the policy.
         objective: the loss.
         train_dataset: pairs with the reference's statistics.
-        eval_dataset: held-out pairs, or None.
+        eval_dataset: held-out pairs, several such by name, or None.
+        batching: how a batch becomes micro-batches; the batch as one when None.
         estimator: of the forward KL.
         check_start: whether the policy must start at the cached reference.
+        dropout: whether the policy has some while it trains.
         kwargs: passed on to Trainer.
     """
+
+    data_collator: Any
+    layout_note: str | None = None
+    """What to tell the user about how pairs are laid out."""
 
     # compute_loss divides by the pairs of the whole optimiser step itself.
     loss_is_scaled_for_ga = True
@@ -37,41 +52,63 @@ class PreferenceTrainer(Trainer):
         model: Any,
         objective: Objective,
         train_dataset: CachedPairs,
-        eval_dataset: CachedPairs | None = None,
+        eval_dataset: CachedPairs | dict[str, CachedPairs] | None = None,
         *,
+        batching: Batching | None = None,
         estimator: str = "fitted",
         check_start: bool = True,
+        dropout: bool = False,
         **kwargs: Any,
     ):
         # Before Trainer sees the model: autocast and the parallel wrappers must end up around our forward.
         self._exact = ExactDivergences.of(train_dataset.reader, objective.needs, kwargs["args"].device)
         enable_scoring(model, self._exact.head)
         self.objective: Objective = objective
-        self.estimator, self.check_start = estimator, check_start
+        self.estimator, self.check_start, self.dropout = estimator, check_start, dropout
         self.reader = train_dataset.reader
         self._means = {"train": Means(), "eval": Means()}
-        self._clock = _StepClock()
-        self._tokens = 0
+        self.guard = Guard(self)
+        self._clock = StepClock()
+        self._tokens: Any = 0
+        self._tokens_since_log = 0
         super().__init__(
             model=model,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            data_collator=collate,
+            data_collator=cast(Any, batching or Batching()),
             **kwargs,
         )
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
-        self._sampler = EpochSampler(self.reader, seed)
-        self.add_callback(_EpochOrder(self._sampler))
+        one = self.args.world_size == 1 or self.args.dataloader_drop_last
+        rows = 1 if one else self.args.train_batch_size * self.args.world_size
+        self._sampler = EpochSampler(self.reader, seed, rows)
+        self.add_callback(EpochOrder(self._sampler))
         self.add_callback(self._clock)
+        self.add_callback(StepsAsAsked())
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self._sampler
 
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of one optimiser step and the pairs in them, over all processes."""
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The evaluation batches of this process, so that each pair counts once, in one process."""
+        data: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        if isinstance(data, str):
+            data = cast(Any, self.eval_dataset)[data]
+        args = self.args
+        rows = EvaluationBatches(len(data), args.eval_batch_size, args.process_index, args.world_size)
+        return DataLoader(
+            data,
+            batch_sampler=rows,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[list[MicroBatch]], Any]:
+        """The batches of one optimiser step, each a list of micro-batches, and the pairs of all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
-        pairs = torch.tensor(sum(len(batch["lengths"]) // 2 for batch in batches), device=self.args.device)
-        return batches, self.accelerator.gather(pairs).sum()
+        pairs = torch.tensor(sum(map(pairs_in, batches)), device=self.args.device)
+        return evened(batches, self.accelerator), self.accelerator.gather(pairs).sum()
 
     def compute_loss(
         self,
@@ -80,7 +117,9 @@ class PreferenceTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Sum of the pairs' losses over the pairs of the optimiser step: accumulation changes nothing."""
+        """Sum of a micro-batch's losses over the pairs of the optimiser step, so that cuts change nothing."""
+        if not pairs_in([inputs]):
+            return 0 * model(**tokens_of(inputs), score_ids=inputs["score_ids"]).logp.sum()
         loss = self._pair_loss(model, inputs, "train" if model.training else "eval")
         if num_items_in_batch is None:
             value = loss.loss.mean()
@@ -90,16 +129,25 @@ class PreferenceTrainer(Trainer):
         return (value, loss) if return_outputs else value
 
     def _pair_loss(self, model: Any, inputs: dict[str, Tensor], mode: str) -> PairLoss:
+        chosen, rejected = self._sides(model, inputs)
+        if self.check_start:
+            self._check_start(chosen, rejected)
+        loss = self.objective(chosen, rejected)
+        if mode == "train":
+            self.guard.add(inputs, loss.loss)
+        self._means[mode].add(pair_metrics(loss, chosen, rejected))
+        return loss
+
+    def _sides(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Completions, Completions]:
+        self.guard.enter(inputs)
         statistics = self.reader.identity["statistics"]
         scores = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            score_positions=inputs["score_positions"],
+            **tokens_of(inputs),
             **self._exact.arguments(inputs),
             score_entropy=True,
             score_log_collision="log_collision" in self.objective.needs,
         )
-        chosen, rejected = completions(
+        return completions(
             scores,
             inputs,
             head=statistics["head"],
@@ -107,14 +155,16 @@ class PreferenceTrainer(Trainer):
             estimator=self.estimator,
             kl_gradient="forward_kl" in self.objective.needs,
         )
-        if self.check_start:
-            check_agreement(
-                chosen, rejected, self.reader.identity["reference"]["dtype"], self._compute_dtype()
-            )
-            self.check_start = False
-        loss = self.objective(chosen, rejected)
-        self._means[mode].add(pair_metrics(loss, chosen, rejected))
-        return loss
+
+    def _check_start(self, chosen: Completions, rejected: Completions) -> None:
+        check_agreement(
+            chosen,
+            rejected,
+            self.reader.identity["reference"],
+            self._compute_dtype(),
+            quantization_in(self.model),
+        )
+        self.check_start = False
 
     def _compute_dtype(self) -> str:
         if self.args.bf16 or self.args.fp16:
@@ -122,16 +172,75 @@ class PreferenceTrainer(Trainer):
         policy: Any = self.model
         return str(policy.dtype).removeprefix("torch.")
 
-    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch; counts its tokens, padding left out."""
-        self._tokens += int(inputs["attention_mask"].sum())
-        return super().training_step(model, inputs, num_items_in_batch)
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Forward and backward of one batch, micro-batch after micro-batch; counts its pairs' tokens."""
+        *others, last = inputs
+        if self.check_start and self.dropout:
+            # The reference had none. The last micro-batch has pairs where this process has any.
+            model.eval()
+            with torch.no_grad(), self.compute_loss_context_manager():
+                first = self._prepare_inputs(last)
+                if pairs_in([first]):
+                    self._check_start(*self._sides(model, first))
+                else:
+                    self.compute_loss(model, first)
+        losses = []
+        for micro in others:
+            with before_the_last(self.accelerator, model):
+                losses.append(super().training_step(model, micro, num_items_in_batch))
+        losses.append(super().training_step(model, last, num_items_in_batch))
+        self._tokens += sum(micro["tokens"].sum() for micro in inputs if pairs_in([micro]))
+        return torch.stack(losses).sum()
 
-    def prediction_step(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The loss of one evaluation batch; its figures go to the means."""
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Score one evaluation batch, which may be empty; its figures and its loss go to the means."""
+        # Not inference_mode: FSDP2 keeps the buffers that it gathers weights in, and training could not use
+        # those of inference.
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
-        return loss.detach(), None, None
+            for micro in evened([cast(Any, self._prepare_input(inputs))], self.accelerator)[0]:
+                self.compute_loss(model, micro)
+        return None, None, None
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Of a batch, as transformers estimates it."""
+        return sum(super(PreferenceTrainer, self).floating_point_ops(micro) for micro in inputs)
+
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """Nothing: :meth:`training_step` counts them."""
+
+    def store_flos(self) -> None:
+        """Put what the processes counted since the last time into the state, which checkpoints hold."""
+        super().store_flos()
+        of_process = torch.as_tensor(self._tokens, device=self.args.device)
+        tokens = int(self.accelerator.gather(of_process).sum())
+        self.state.num_input_tokens_seen += tokens
+        self._tokens_since_log += tokens
+        self._tokens = 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        policy: Any = self.accelerator.unwrap_model(self.model)
+        # Of a sharded model, the first process alone has a state.
+        if has_lora(policy) and self.args.should_save:
+            state_dict = trained_state(policy, state_dict)
+        super()._save(output_dir, state_dict)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.guard.check_step(norm)
+        return norm
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self.guard.check_weights(model)
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        save_process(output_dir, self.args.process_index, self.args.world_size, self._means["train"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            load_process(checkpoint, self.args.process_index, self.args.world_size, self._means["train"])
 
     def evaluation_loop(
         self,
@@ -145,47 +254,17 @@ class PreferenceTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        means = self._means["eval"].take(self.accelerator.gather)
+        means = self._means["eval"].take(gather_object)
         ours = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return output._replace(metrics={**(output.metrics or {}), **ours})
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means since the last line, throughput and peak memory to a training line."""
         if "loss" in logs:
-            logs = {**logs, **self._means["train"].take(self.accelerator.gather)}
+            logs = {**logs, **self._means["train"].take(gather_object)}
             if seconds := self._clock.take():
-                logs["tokens_per_second"] = self._tokens * self.accelerator.num_processes / seconds
-            self._tokens = 0
+                logs["tokens_per_second"] = self._tokens_since_log / seconds
+            logs["num_tokens"] = self.state.num_input_tokens_seen
+            self._tokens_since_log = 0
             logs["peak_memory_gb"] = peak_memory_gb()
         super().log(logs, start_time)
-
-
-class _EpochOrder(TrainerCallback):
-    """Tells the sampler the epoch, also when a resumed run enters one in the middle."""
-
-    def __init__(self, sampler: EpochSampler):
-        self.sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
-
-
-class _StepClock(TrainerCallback):
-    """Seconds spent in training steps, data loading included, evaluation and saving left out."""
-
-    def __init__(self) -> None:
-        self.seconds, self._mark = 0.0, time.monotonic()
-
-    def take(self) -> float:
-        """The seconds since the last call."""
-        seconds, self.seconds = self.seconds, 0.0
-        return seconds
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds += time.monotonic() - self._mark
-        self._mark = time.monotonic()
-
-    def _restart(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._mark = time.monotonic()
-
-    on_train_begin = on_epoch_begin = on_evaluate = on_save = _restart

@@ -56,6 +56,17 @@ CASES = (
         keeps=True,
         hide=((r"\d+\.\d+(e-?\d+)?", "N"),),
     ),
+    Case(
+        "prompts to be shared by an attention backend without masks",
+        f"{FIT} --attention flash_attention_2 --prompt-sharing on",
+        "--prompt-sharing on: a llama model cannot share prompts: attention backend flash_attention_2",
+    ),
+    Case(
+        "pairs to be packed by an attention backend without masks",
+        f"{FIT} --attention flash_attention_2 --packing on",
+        "--packing on: a llama model cannot take several pairs in a row: attention backend flash_attention_2",
+    ),
+    Case("micro-batches of no tokens", f"{FIT} --batch-tokens 0", "batch_tokens=0 is out of range"),
     Case("scores that the cache has not", f"{FIT} --scores judge", "has no scores 'judge'.*tdpo cache add"),
     Case("another reference that was not added", f"{FIT} --reference judge", "has no scores 'judge'"),
     Case("--output is a file", f"{FIT} --output pairs.jsonl", "is a file"),

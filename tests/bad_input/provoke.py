@@ -18,7 +18,7 @@ from tdpo.core.cli import main
 
 from .case import Case, Materials, Store, World
 
-PROGRESS = re.compile(r"[a-z ]+: [\d,]+ (of [\d,]+ )?[a-z]+, [\d.,]+ [a-z]+/s")
+PROGRESS = re.compile(r"[a-z ]+: [\d,]+ (of [\d,]+ )?[a-z]+, [\d.,]+ [a-z]+/s| *(step|eval.*) +\d+  loss ")
 
 
 @dataclass(frozen=True)
