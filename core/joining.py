@@ -18,6 +18,7 @@ from ..cache.scores.sets import ScoreSet
 from .config.fit import FitConfig
 from .errors import CacheError
 from .join_plan import REFERENCE_COLUMNS, Join, plan_join
+from .reading import AroundReader
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -79,7 +80,7 @@ def joined_reader(reader: CacheReader, plan: Join) -> Any:
     return JoinedReader(reader, plan) if plan.sets else reader
 
 
-class JoinedReader:
+class JoinedReader(AroundReader):
     """A :class:`~tdpo.cache.reader.CacheReader` whose pairs come with added statistics.
 
     ``manifest``, ``identity``, ``cached`` and ``statistics`` say what is read: where another reference takes
@@ -140,18 +141,6 @@ class JoinedReader:
         pairs = self.base.read(indices, statistics=base)
         values = {name: one.read([each.pair for each in pairs]) for name, one in self._scores.items()}
         return [self._joined(each, at, values, asked) for at, each in enumerate(pairs)]
-
-    def __getitem__(self, index: int) -> ScoredPair:
-        return self.read([index])[0]
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def __getattr__(self, name: str) -> Any:
-        # Not while it is being unpickled, when there is no base yet.
-        if name == "base":
-            raise AttributeError(name)
-        return getattr(self.base, name)
 
     def close(self) -> None:
         """Close all files."""

@@ -119,17 +119,9 @@ def objective_class(name: str) -> "type[Objective]":
     Raises:
         PluginError: no such name (the nearest are offered), or it does not load.
     """
-    known = objectives()
-    if name not in known:
-        raise PluginError(f"no plugin provides the objective {name!r}{nearest(name, known)}")
     from .objective import Objective
 
-    found = known[name].resolve()
-    if not (isinstance(found, type) and issubclass(found, Objective)):
-        raise PluginError(
-            f"objective {name!r} of {known[name].distribution}: {known[name].target} is not a tdpo.Objective"
-        )
-    return found
+    return _class("objective", name, objectives(), Objective)
 
 
 def objective(name: str, /, **options: Any) -> "Objective":
@@ -150,17 +142,9 @@ def weighting_class(name: str) -> "type[Weighting]":
     Raises:
         PluginError: no such name (the nearest are offered), or it does not load.
     """
-    known = weightings()
-    if name not in known:
-        raise PluginError(f"no plugin provides the weighting {name!r}{nearest(name, known)}")
     from .weighting import Weighting
 
-    found = known[name].resolve()
-    if not (isinstance(found, type) and issubclass(found, Weighting)):
-        raise PluginError(
-            f"weighting {name!r} of {known[name].distribution}: {known[name].target} is not a tdpo.Weighting"
-        )
-    return found
+    return _class("weighting", name, weightings(), Weighting)
 
 
 def weighting(name: str, /, **options: Any) -> "Weighting":
@@ -190,6 +174,18 @@ def statistic_class(name: str) -> "type[Statistic]":
         raise PluginError(
             f"statistic {name!r} of {known[name].distribution}: {known[name].target} is not a tdpo.Statistic "
             "with columns"
+        )
+    return found
+
+
+def _class(kind: str, name: str, known: dict[str, Registered], base: Any) -> Any:
+    if name not in known:
+        raise PluginError(f"no plugin provides the {kind} {name!r}{nearest(name, known)}")
+    found = known[name].resolve()
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise PluginError(
+            f"{kind} {name!r} of {known[name].distribution}: {known[name].target} is not a "
+            f"tdpo.{base.__name__}"
         )
     return found
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..cache.pairs import ScoredPair
 from .joining import JoinedPair
+from .reading import AroundReader
 
 
-class SwappedReader:
+class SwappedReader(AroundReader):
     """A reader whose chosen sides are those of ``base`` that were rejected, and the other way round.
 
     Everything that is cached of a side goes with it; ``pair_id`` stays, which names the pair in the cache.
@@ -24,18 +25,6 @@ class SwappedReader:
     ) -> list[ScoredPair]:
         """The pairs at these row numbers, their sides exchanged. See :meth:`CacheReader.read`."""
         return [swapped(one) for one in self.base.read(indices, statistics=statistics)]
-
-    def __getitem__(self, index: int) -> ScoredPair:
-        return self.read([index])[0]
-
-    def __len__(self) -> int:
-        return len(self.base)
-
-    def __getattr__(self, name: str) -> Any:
-        # Not while it is being unpickled, when there is no base yet.
-        if name == "base":
-            raise AttributeError(name)
-        return getattr(self.base, name)
 
 
 def swap_labels(reader: Any) -> Any:
