@@ -16,7 +16,15 @@ from torch import Tensor
 from ..cache.pairs import ScoredPair
 from .options import check, hyperparameter
 
-__all__ = ["CacheFacts", "Completions", "MarginObjective", "Objective", "PairLoss", "hyperparameter"]
+__all__ = [
+    "CacheFacts",
+    "Completions",
+    "MarginObjective",
+    "Objective",
+    "PairLoss",
+    "hyperparameter",
+    "logistic_loss",
+]
 
 # Statistics an objective may name in `needs`, beside logp and ref_logp, which are always there.
 STATISTICS = ("forward_kl", "reverse_kl", "entropy", "log_collision", "ref_entropy", "token_weight")
@@ -162,7 +170,7 @@ class MarginObjective(Objective):
 
     def link(self, margin: Tensor) -> Tensor:
         """Loss [B] of a margin [B]; ``-log sigmoid`` unless overridden."""
-        return -F.logsigmoid(margin)
+        return logistic_loss(margin)
 
     def reward(self, side: Completions) -> Tensor:
         """Implicit reward [B] of one side; ``beta * sum_t log_ratio`` unless overridden."""
@@ -179,3 +187,13 @@ class MarginObjective(Objective):
         """The link of the margin, and both sides' rewards."""
         a, b = self.rewards(chosen, rejected)
         return PairLoss(self.link(self.margin(chosen, rejected)), a.detach(), b.detach())
+
+
+def logistic_loss(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """``-(1-e) log sigmoid(margin) - e log sigmoid(-margin)`` [B]: labels are flipped with probability e."""
+    loss = -F.logsigmoid(margin)
+    return (
+        loss
+        if not label_smoothing
+        else (1 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
+    )

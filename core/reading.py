@@ -1,5 +1,6 @@
 """What stands around a cache's reader and answers as it does."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -8,16 +9,16 @@ import numpy as np
 from ..cache.pairs import ScoredPair
 
 
-class AroundReader:
+class AroundReader(ABC):
     """A reader that reads in its own way, and is ``base`` in everything else."""
 
     base: Any
 
+    @abstractmethod
     def read(
         self, indices: Sequence[int] | np.ndarray, *, statistics: Collection[str] | None = None
     ) -> list[ScoredPair]:
         """The pairs at these row numbers. See :meth:`~tdpo.cache.reader.CacheReader.read`."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int) -> ScoredPair:
         return self.read([index])[0]

@@ -13,7 +13,7 @@ from torch import Tensor
 from .objective import CacheFacts, Completions
 from .options import check, hyperparameter
 
-__all__ = ["CacheFacts", "Completions", "Weighting", "hyperparameter"]
+__all__ = ["Weighting", "hyperparameter"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Losses that say where each side's own reward goes, not only how far apart the two are."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,9 +19,9 @@ class _Anchored(Objective):
         a, b = (self.beta * side.sum(side.log_ratio) for side in (chosen, rejected))
         return PairLoss(self.loss(a, b), a.detach(), b.detach())
 
+    @abstractmethod
     def loss(self, a: Tensor, b: Tensor) -> Tensor:
         """Loss [B] of the rewards [B] of chosen and rejected."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Their value depends on the batch, so that a fit takes an optimiser step's pairs as one micro-batch.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.objective import Completions, Objective, PairLoss, hyperparameter
+from ..core.objective import Completions, Objective, PairLoss, hyperparameter, logistic_loss
 
 _BETA = "strength of the pull towards the reference"
 
@@ -26,9 +27,9 @@ class _Batch(Objective):
         a, b = (self.beta * side.sum(side.log_ratio).detach() for side in (chosen, rejected))
         return PairLoss(self.losses(chosen, rejected), a, b)
 
+    @abstractmethod
     def losses(self, chosen: Completions, rejected: Completions) -> Tensor:
         """Losses [B] of a batch."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,9 @@ class AOT(_Batch):
         """Losses [B] by rank."""
         policy = chosen.sum(chosen.logp) - rejected.sum(rejected.logp)
         reference = chosen.sum(chosen.ref_logp) - rejected.sum(rejected.ref_logp)
-        return _smoothed(self.beta * (policy.sort().values - reference.sort().values), self.label_smoothing)
+        return logistic_loss(
+            self.beta * (policy.sort().values - reference.sort().values), self.label_smoothing
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class AOTUnpaired(_Batch):
     def losses(self, chosen: Completions, rejected: Completions) -> Tensor:
         """Losses [B] by rank."""
         a, b = (side.sum(side.log_ratio).sort().values for side in (chosen, rejected))
-        return _smoothed(self.beta * (a - b), self.label_smoothing)
+        return logistic_loss(self.beta * (a - b), self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,3 @@ class BCOBatch(_Batch):
 def _contrast(chosen: Completions, rejected: Completions) -> Tensor:
     """R_chosen_i - R_rejected_j [B, B]."""
     return chosen.sum(chosen.log_ratio)[:, None] - rejected.sum(rejected.log_ratio)[None, :]
-
-
-def _smoothed(margin: Tensor, e: float) -> Tensor:
-    return -(1 - e) * F.logsigmoid(margin) - e * F.logsigmoid(-margin)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.objective import Completions, MarginObjective, hyperparameter
+from ..core.objective import Completions, MarginObjective, hyperparameter, logistic_loss
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,7 @@ class DPO(MarginObjective):
 
     def link(self, margin: Tensor) -> Tensor:
         """Smoothed ``-log sigmoid`` [B]."""
-        e = self.label_smoothing
-        return -(1 - e) * F.logsigmoid(margin) - e * F.logsigmoid(-margin)
+        return logistic_loss(margin, self.label_smoothing)
 
     def reward(self, side: Completions) -> Tensor:
         """``beta * sum_t log_ratio`` [B]; of log pi alone when ``reference_free``."""

@@ -51,7 +51,6 @@ class KTOBatch(Objective):
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
     lambda_d: float = hyperparameter(1.0, _D_HELP, gt=0)
     lambda_u: float = hyperparameter(1.0, _U_HELP, gt=0)
-    estimator: str = hyperparameter("batch", "where z0 comes from", choices=("batch",))
 
     def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
         """Mean of the two examples' losses."""

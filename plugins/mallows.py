@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..cache.pairs import SideStatistics
@@ -22,8 +21,10 @@ from ..core.objective import (
     Objective,
     PairLoss,
     hyperparameter,
+    logistic_loss,
 )
 from ..core.weighting import Weighting
+from .numerics import log1mexp
 
 # Least dispersion, so that a reference that is sure of everything has a finite coefficient.
 _FLOOR = 1e-4
@@ -139,8 +140,7 @@ class MallowsTheta(_Dispersed, MarginObjective):
 
     def link(self, margin: Tensor) -> Tensor:
         """Smoothed ``-log sigmoid`` [B]."""
-        e = self.label_smoothing
-        return -(1 - e) * F.logsigmoid(margin) - e * F.logsigmoid(-margin)
+        return logistic_loss(margin, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def _log_rank_probability(s: Tensor, c: Tensor) -> Tensor:
     a = torch.where(s == 0, torch.ones_like(s), s.abs())
     flat = c * (a + 1) < 0.05
     rest = torch.where(flat, _flat_rest(a, c), _log_rest(a, torch.where(flat, torch.ones_like(c), c)))
-    log_g = torch.where(s < 0, rest, _log1mexp(rest))
+    log_g = torch.where(s < 0, rest, log1mexp(rest))
     return torch.where(s == 0, math.log(0.5) + 2 * _slope_at_0(c) * s, log_g)
 
 
@@ -210,7 +210,7 @@ def _log_rest(a: Tensor, c: Tensor) -> Tensor:
         return u.log() - c * u - (-torch.expm1(-c * u)).log()
 
     first = log_psi(a)
-    return first + _log1mexp(log_psi(a + 1) - first)
+    return first + log1mexp(log_psi(a + 1) - first)
 
 
 def _flat_rest(a: Tensor, c: Tensor) -> Tensor:
@@ -231,13 +231,6 @@ def _slope_at_0(c: Tensor) -> Tensor:
     rest = -torch.expm1(-safe)
     exact = (rest - safe * (-safe).exp()) / rest.square() - 0.5
     return torch.where(flat, c / 6, exact)
-
-
-def _log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, accurate at both ends."""
-    below = x.clamp(max=-torch.finfo(x.dtype).tiny)
-    near = torch.log(-torch.expm1(below.clamp(min=-math.log(2))))
-    return torch.where(below > -math.log(2), near, torch.log1p(-below.clamp(max=-math.log(2)).exp()))
 
 
 def _mean_entropy(side: SideStatistics) -> float:

@@ -3,16 +3,15 @@
 They train from any cache; its reference log-probabilities are read for the log only.
 """
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import ConfigError
-from ..core.objective import Completions, MarginObjective, Objective, PairLoss, hyperparameter
+from ..core.objective import Completions, MarginObjective, Objective, PairLoss, hyperparameter, logistic_loss
+from .numerics import log1mexp
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class SimPO(MarginObjective):
 
     def link(self, margin: Tensor) -> Tensor:
         """Smoothed ``-log sigmoid`` [B]."""
-        return smoothed(margin, self.label_smoothing)
+        return logistic_loss(margin, self.label_smoothing)
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class CPO(Objective):
         """The preference term and the likelihood's."""
         a, b = chosen.sum(chosen.logp), rejected.sum(rejected.logp)
         likelihood = a / chosen.length if self.nll == "token_mean" else a
-        loss = smoothed(self.beta * (a - b), self.label_smoothing) - self.nll_coef * likelihood
+        loss = logistic_loss(self.beta * (a - b), self.label_smoothing) - self.nll_coef * likelihood
         return PairLoss(loss, self.beta * a.detach(), self.beta * b.detach())
 
 
@@ -146,15 +145,6 @@ class ASFT(Objective):
         return PairLoss(loss, a.detach(), b.detach())
 
 
-def smoothed(margin: Tensor, e: float) -> Tensor:
-    """``-log sigmoid`` [B] of a margin whose label is flipped with probability ``e``."""
-    return -(1 - e) * F.logsigmoid(margin) - e * F.logsigmoid(-margin)
-
-
 def log_odds(mean_logp: Tensor) -> Tensor:
     """``log(p / (1 - p))`` [B] of ``p = exp(mean_logp)``; finite also where p rounds to 1."""
-    below = mean_logp.clamp(max=-torch.finfo(mean_logp.dtype).tiny)
-    log_rest = torch.where(
-        below > -math.log(2), (-torch.expm1(below)).log(), torch.log1p(-below.clamp(max=-math.log(2)).exp())
-    )
-    return mean_logp - log_rest
+    return mean_logp - log1mexp(mean_logp)

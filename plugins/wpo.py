@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.objective import Completions, Objective, PairLoss, hyperparameter
+from ..core.objective import Completions, Objective, PairLoss, hyperparameter, logistic_loss
 from ..core.weighting import Weighting
 
 _CLAMP_HELP = "weights of 1 at most, as officially released; false: as other trainers have it"
@@ -55,6 +54,5 @@ class WPO(Objective):
         with torch.no_grad():
             weight = LikelyPairs(clamp=self.clamp).loss_weight(chosen, rejected)
         a, b = (self.beta * side.sum(side.log_ratio) for side in (chosen, rejected))
-        e = self.label_smoothing
-        loss = -(1 - e) * F.logsigmoid(a - b) - e * F.logsigmoid(b - a)
-        return PairLoss(weight * loss, a.detach(), b.detach(), {"weights/loss": weight})
+        loss = weight * logistic_loss(a - b, self.label_smoothing)
+        return PairLoss(loss, a.detach(), b.detach(), {"weights/loss": weight})

@@ -162,11 +162,27 @@ def test_a_reward_that_cannot_be_used_is_said_in_a_line(options, message, refere
     assert "\n" not in str(caught.value)
 
 
+def test_prompts_are_read_from_whatever_preference_data_is(reference, folder):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = lines(folder / "prompts.jsonl")
+    pq.write_table(pa.Table.from_pylist(rows), folder / "prompts.parquet")
+    a = tdpo.sample_pairs(reference, "prompts.jsonl", out="a.jsonl", **OPTIONS)
+    b = tdpo.sample_pairs(reference, "prompts.parquet", out="b.jsonl", **OPTIONS)
+    assert lines(a.scored) == lines(b.scored)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "holds no prompts"), ("{}\n", "line 1 has no `prompt`"), ("not json\n", "line 1 has no `prompt`")],
+    [
+        ("", r"wrong\.jsonl"),
+        ('{"text": "a"}\n', "row 0 has no `prompt`"),
+        ('{"prompt": "a"}\n{"prompt": [1]}\n', "prompt"),
+        ("not json\n", r"wrong\.jsonl"),
+    ],
 )
-def test_prompts_that_are_none_are_said_with_their_line(content, message, reference, folder):
+def test_prompts_that_are_none_are_said_with_their_place(content, message, reference, folder):
     (folder / "wrong.jsonl").write_text(content)
     with pytest.raises(tdpo.TdpoError, match=message):
         tdpo.sample_pairs(reference, "wrong.jsonl", **OPTIONS)

@@ -11,8 +11,11 @@ class SampleConfig:
 
     model: str = option(MISSING, "model to draw completions from: a folder or a hub name", metavar="MODEL")
     prompts: str = option(
-        MISSING, "file of JSON lines, each with a `prompt`: text, or a list of messages", metavar="FILE"
+        MISSING,
+        "data with a column `prompt`, text or lists of messages: a file, a folder, a glob or a hub name",
+        metavar="D",
     )
+    split: str = option("train", "split of the data")
     reward: str | None = option(
         None,
         "what scores completions: function(prompts, completions) -> scores, of texts",

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import ConfigError, ModelError
+from ..scoring.placement import place
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
 """Texts of prompts and of completions to scores, one each."""
@@ -66,7 +67,7 @@ def _of_model(name: str) -> Reward:
         raise ModelError(f"{option}: gives {model.config.num_labels} numbers a text; a reward is one")
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    place(model)
 
     @torch.inference_mode()
     def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..config.sample import SampleConfig
+from ..data.chat import without_nulls
+from ..data.opening import open_named
 from ..errors import ConfigError, DataError
 from ..models import find_model, load_model, load_tokenizer
 from ..options import construct
@@ -38,7 +40,7 @@ def sample_pairs(
 
     Args:
         model: to draw from.
-        prompts: file of JSON lines.
+        prompts: data with a column ``prompt``: a file, a folder, a glob or a hub name.
         quiet: show no progress.
         options: any other field of :class:`~tdpo.core.config.sample.SampleConfig`, such as ``reward``.
 
@@ -116,31 +118,21 @@ def _run(
 
 
 def _prompts(config: SampleConfig) -> Iterator[Any]:
-    path = Path(config.prompts)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(f"--prompts {path}: {reason}; give a file of JSON lines") from error
+    rows = open_named([config.prompts], config.split, columns=("prompt",)).rows
     found = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            prompt = json.loads(line)["prompt"]
-        except (ValueError, TypeError, KeyError):
-            prompt = None
+    for number, row in enumerate(rows):
+        prompt = without_nulls(row.get("prompt"))
         if not _is_prompt(prompt):
             raise DataError(
-                f"--prompts {path}: line {number} has no `prompt`, text or a list of messages with role and "
-                "content"
+                f"--prompts {config.prompts}: row {number} has no `prompt`, text or a list of messages with "
+                "role and content"
             )
         yield prompt
         found += 1
         if found == config.limit:
             return
     if not found:
-        raise DataError(f"--prompts {path}: holds no prompts")
+        raise DataError(f"--prompts {config.prompts}: holds no prompts")
 
 
 def _is_prompt(prompt: Any) -> bool:
