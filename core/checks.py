@@ -10,14 +10,8 @@ from ..cache.reader import CacheReader, open_cache
 from .config.evaluation import eval_caches
 from .config.fit import FitConfig
 from .errors import CacheError, ConfigError, ModelError
-from .models import (
-    ModelSource,
-    find_reference,
-    find_start,
-    first_difference,
-    load_tokenizer,
-    tokenizer_identity,
-)
+from .models import ModelSource, find_reference, find_start
+from .tokenizers import first_difference, load_tokenizer, tokenizer_identity
 
 if TYPE_CHECKING:
     from .objective import Objective

@@ -1,5 +1,7 @@
 """Errors of the stages above the cache; every one is a :class:`~tdpo.cache.errors.TdpoError`."""
 
+from textwrap import shorten
+
 from ..cache.errors import CacheError, TdpoError
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "StoppedBySignal",
     "TdpoError",
     "TrainingError",
+    "first_line",
 ]
 
 
@@ -56,3 +59,9 @@ class LeaderEndedError(TdpoError):
 
 class PluginError(TdpoError):
     """A plugin that does not load, or a name that no plugin (or more than one) provides."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, cut to a line; its kind where it says nothing."""
+    text = str(error).strip().splitlines()
+    return shorten(text[0], 200, placeholder=" ...") if text else type(error).__name__

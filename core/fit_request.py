@@ -10,8 +10,9 @@ from .config.evaluation import check_evaluation
 from .config.fit import FitConfig
 from .config.tracking import trackers
 from .joining import join_scores
-from .models import ModelSource, load_tokenizer
+from .models import ModelSource
 from .swapping import swap_labels
+from .tokenizers import load_tokenizer
 from .training.lora import check_lora_options, check_start
 
 if TYPE_CHECKING:

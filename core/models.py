@@ -1,4 +1,4 @@
-"""Opening models and tokenizers, and saying which ones they are."""
+"""Opening models, and saying which ones they are."""
 
 import copy
 import hashlib
@@ -6,13 +6,12 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from ..cache.manifest import Manifest
 from ..cache.storage.files import is_url
 from .adapters import Adapter, adapter_base, adapter_hint, find_adapter, require
-from .errors import ModelError
+from .errors import ModelError, first_line
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
@@ -89,10 +88,10 @@ def find_model(name: str, revision: str | None = None, *, option: str, weights: 
         config = AutoConfig.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         if folder.is_dir():
-            raise ModelError(f"{option} {name}: config.json cannot be used: {_first_line(error)}") from error
+            raise ModelError(f"{option} {name}: config.json cannot be used: {first_line(error)}") from error
         raise ModelError(
             f"{option} {name}: no such folder here, and no model of that name could be had from the hub "
-            f"({_first_line(error)}); check the path"
+            f"({first_line(error)}); check the path"
         ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(
@@ -213,7 +212,7 @@ def load_model(
         )
     except Exception as error:
         raise ModelError(
-            f"{source.name}: the model does not load: {type(error).__name__}: {_first_line(error)}"
+            f"{source.name}: the model does not load: {type(error).__name__}: {first_line(error)}"
         ) from error
     model, loaded = found
     _check_loaded(source, loaded)
@@ -235,7 +234,7 @@ def check_quantization(name: str, option: str) -> None:
         validate_bnb_backend_availability(raise_exception=True)
     except (RuntimeError, ImportError) as error:
         raise ModelError(
-            f"{option} {name}: bitsandbytes does not run on this machine ({_first_line(error)}); leave it "
+            f"{option} {name}: bitsandbytes does not run on this machine ({first_line(error)}); leave it "
             "out, or use a machine with a supported GPU"
         ) from error
 
@@ -293,7 +292,7 @@ def weightless(source: ModelSource, dtype: str | None = None, attention: str | N
             return AutoModelForCausalLM.from_config(copy.deepcopy(source.config), **options)
     except Exception as error:
         raise ModelError(
-            f"{source.name}: no model can be made of its config.json: {_first_line(error)}"
+            f"{source.name}: no model can be made of its config.json: {first_line(error)}"
         ) from error
 
 
@@ -308,23 +307,6 @@ def disable_dropout(model: Any) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)
-
-
-def load_tokenizer(source: ModelSource, *, option: str) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        ModelError: there is none, or it cannot be read.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(source.name, revision=source.revision)
-    except Exception as error:
-        raise ModelError(
-            f"{option} {source.name}: its tokenizer does not load ({type(error).__name__}: "
-            f"{_first_line(error)}); save it beside the model with tokenizer.save_pretrained"
-        ) from error
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -349,44 +331,3 @@ def _config_bytes(folder: Path) -> bytes:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("transformers_version", None)
     return json.dumps(config, sort_keys=True).encode()
-
-
-def tokenizer_identity(tokenizer: Any) -> dict[str, Any]:
-    """What proves which tokenizer this is: the size and hash of its vocabulary, and of its rules.
-
-    The hashes are of what the tokenizer does, not of its files, which change with every save.
-    """
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    rules: Any = None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        rules = json.loads(backend.to_str())
-        for setting in ("padding", "truncation"):
-            rules.pop(setting, None)
-    return {
-        "vocabulary_size": len(vocabulary),
-        "vocabulary_sha256": _sha256(vocabulary),
-        "rules_sha256": _sha256(rules) if rules is not None else None,
-        "chat_template_sha256": _sha256(tokenizer.chat_template) if tokenizer.chat_template else None,
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-    }
-
-
-def _sha256(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def first_difference(ours: Any, theirs: Any) -> str | None:
-    """Where two tokenizers' vocabularies first differ, in words; None where they do not."""
-    a, b = ours.get_vocab(), theirs.get_vocab()
-    by_id = {i: t for t, i in b.items()}
-    for token, index in sorted(a.items(), key=lambda item: item[1]):
-        if by_id.get(index) != token:
-            return f"id {index} is {token!r} there and {by_id.get(index)!r} here"
-    return None if len(a) == len(b) else f"there are {len(a)} tokens there and {len(b)} here"
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return shorten(text[0], 200, placeholder=" ...") if text else type(error).__name__

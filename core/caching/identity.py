@@ -7,7 +7,8 @@ from typing import Any
 from ..config.build import BuildConfig
 from ..data.source import Source
 from ..data.spool import PairSpool
-from ..models import ModelSource, tokenizer_identity
+from ..models import ModelSource
+from ..tokenizers import tokenizer_identity
 from .request import Request
 from .statistics import statistics_identity
 

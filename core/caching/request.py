@@ -13,9 +13,10 @@ from ..data.pairing import PairMaker
 from ..data.source import Source, is_named, open_source
 from ..data.spool import PairSpool, spool_pairs
 from ..errors import ConfigError
-from ..models import ModelSource, load_tokenizer
+from ..models import ModelSource
 from ..progress import Progress
 from ..scoring.sharing import choose_layout
+from ..tokenizers import load_tokenizer
 from .reference import find_ref
 from .statistics import shard_rows
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ConfigError, ModelError
+from ..errors import ConfigError, ModelError, first_line
 from ..scoring.placement import place
 
 Reward = Callable[[Sequence[str], Sequence[str]], list[float]]
@@ -36,7 +36,7 @@ def _of_function(spec: str) -> Reward:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except Exception as error:
-        raise ConfigError(f"--reward {spec}: {type(error).__name__}: {_line(error)}") from error
+        raise ConfigError(f"--reward {spec}: {type(error).__name__}: {first_line(error)}") from error
     if not callable(found):
         raise ConfigError(f"--reward {spec}: is {type(found).__name__}, not a function")
 
@@ -45,7 +45,7 @@ def _of_function(spec: str) -> Reward:
             scores = [float(score) for score in found(list(prompts), list(completions))]
         except Exception as error:
             raise ConfigError(
-                f"--reward {spec}: raised {type(error).__name__}: {_line(error)}; it is given lists of "
+                f"--reward {spec}: raised {type(error).__name__}: {first_line(error)}; it is given lists of "
                 "prompts and completions and returns a number for each completion"
             ) from error
         return _checked(scores, completions, f"--reward {spec}")
@@ -62,7 +62,7 @@ def _of_model(name: str) -> Reward:
         model = AutoModelForSequenceClassification.from_pretrained(name).eval()
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:
-        raise ModelError(f"{option}: does not load ({type(error).__name__}: {_line(error)})") from error
+        raise ModelError(f"{option}: does not load ({type(error).__name__}: {first_line(error)})") from error
     if model.config.num_labels != 1:
         raise ModelError(f"{option}: gives {model.config.num_labels} numbers a text; a reward is one")
     if model.config.pad_token_id is None:
@@ -85,7 +85,3 @@ def _checked(scores: list[float], completions: Sequence[str], option: str) -> li
     if not all(map(math.isfinite, scores)):
         raise ConfigError(f"{option}: returned a score that is not finite")
     return scores
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

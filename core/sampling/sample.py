@@ -11,10 +11,11 @@ from ..config.sample import SampleConfig
 from ..data.chat import without_nulls
 from ..data.opening import open_named
 from ..errors import ConfigError, DataError
-from ..models import find_model, load_model, load_tokenizer
+from ..models import find_model, load_model
 from ..options import construct
 from ..progress import Progress
 from ..scoring.placement import place
+from ..tokenizers import load_tokenizer
 from .ranking import far_apart
 from .rewards import Reward, open_reward
 

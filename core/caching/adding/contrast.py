@@ -17,7 +17,7 @@ from ....cache.scores.sets import PASS_SUFFIX, ScoreColumn, ScoreSet
 from ....cache.scores.writer import ScoreWriter
 from ...config.build import AddConfig
 from ...errors import ConfigError, DataError, ModelError
-from ...models import load_tokenizer
+from ...tokenizers import load_tokenizer
 from .models import own_reference, scoring_model
 from .place import PromptPlacer
 from .shards import Values, all_pairs, fill, score_in_order, side_values
@@ -216,7 +216,7 @@ def _with_prompt(pair: Pair, prompt: NDArray[np.int32] | None) -> Pair:
 
 def _use_template(tokenizer: Any, config: AddConfig, reader: CacheReader) -> None:
     """Give the tokenizer the template that the cache's prompts were rendered by."""
-    from ...models import tokenizer_identity
+    from ...tokenizers import tokenizer_identity
 
     if config.chat_template is not None:
         try:

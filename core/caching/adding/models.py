@@ -10,7 +10,8 @@ from ....cache.schema import CachedStatistics
 from ...checks import check_model
 from ...config.build import AddConfig, BuildConfig
 from ...errors import ModelError
-from ...models import ModelSource, find_reference, load_tokenizer
+from ...models import ModelSource, find_reference
+from ...tokenizers import load_tokenizer
 from ..identity import reference_identity
 from ..reference import find_ref, open_scorer
 

@@ -10,9 +10,9 @@ from ....cache.scores.sets import ScoreSet, check_columns
 from ....cache.scores.writer import ScoreWriter
 from ...config.build import AddConfig
 from ...errors import ModelError, PluginError
-from ...models import load_tokenizer
 from ...options import construct
 from ...registry import statistic_class, statistics
+from ...tokenizers import load_tokenizer
 from .models import ScoringModel, own_reference, scoring_model
 from .shards import Values, all_pairs, fill
 

@@ -13,11 +13,12 @@ from ...composing import compose
 from ...config.file import fit_config, read_config
 from ...config.fit import FitConfig
 from ...joining import join_scores
-from ...models import ModelSource, load_tokenizer, weightless
+from ...models import ModelSource, weightless
 from ...objective import Objective
 from ...quiet import quiet_libraries
 from ...scoring.chunking import free_bytes
 from ...sizes import parse_size, size_text
+from ...tokenizers import load_tokenizer
 from ..arguments import training_arguments
 from ..layout import check_layout, layout_of
 from ..lora import check_lora_options, check_start
