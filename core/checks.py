@@ -49,7 +49,7 @@ def check_needs(config: FitConfig, objective: "Objective", reader: CacheReader) 
         column = FROM_CACHE[name]
         if column is None or _holds(reader, column):
             continue
-        lacking = f"no {_WORDS[column]}, which --plugin {config.objective_name} needs"
+        lacking = f"no {_WORDS[column]}, which {config.objective_flags} needs"
         if config.reference is not None:
             raise CacheError(
                 f"--reference {config.reference}: these scores of {config.cache} hold {lacking}; add ones "
@@ -98,7 +98,7 @@ def check_batch_level(config: FitConfig, objective: "Objective", arguments: Any)
     ):
         if given:
             raise ConfigError(
-                f"{flag} {value}: with --plugin {config.objective_name} the loss of a pair depends on the "
+                f"{flag} {value}: with {config.objective_flags} the loss of a pair depends on the "
                 "others of the optimiser step, which must be one batch of one process: leave it out and give "
                 "their number with --batch-size; --gradient-checkpointing and --lora save memory"
             )

@@ -83,7 +83,7 @@ def _find(
     holders = [each for each, one in scores.items() if column in one.columns and of in ("", each)]
     if len(holders) > 1:
         raise ConfigError(
-            f"--plugin {config.objective_name} needs the statistic {name!r}, which the scores "
+            f"{config.objective_flags} needs the statistic {name!r}, which the scores "
             f"{' and '.join(holders)} of {option} {reader.location} hold: choose with --scores {holders[0]}"
         )
     if not holders:
@@ -105,7 +105,7 @@ def _missing(
     known = [*FROM_CACHE, *(each for one in scores.values() for each in one.columns)]
     command = _command(of, column)
     lacks = f"which {option} {reader.location} lacks"
-    start = f"--plugin {config.objective_name} needs the statistic {name!r}, {lacks}"
+    start = f"{config.objective_flags} needs the statistic {name!r}, {lacks}"
     if command is not None:
         return CacheError(f"{start}: add it with tdpo cache add {reader.location} {command}")
     hint = nearest(name, known)
@@ -153,7 +153,7 @@ def _only_sample(lacking: set[str], scores: Mapping[str, ScoreSet], config: FitC
             holders.append(name)
     if len(holders) > 1:
         raise ConfigError(
-            f"--plugin {config.objective_name} needs what the scores {' and '.join(holders)} hold: choose "
+            f"{config.objective_flags} needs what the scores {' and '.join(holders)} hold: choose "
             f"with --reference {holders[0]}"
         )
     return holders[0] if holders else None

@@ -142,3 +142,9 @@ class FitConfig:
         """What is trained with, in a word: ``tdpo2``, or ``tdpo2+sft`` and ``dpo-mallows`` of several."""
         plugins = "+".join(plugin.partition("=")[0] for plugin in self.plugin)
         return "-".join([plugins, *self.weighting])
+
+    @property
+    def objective_flags(self) -> str:
+        """The same as it is typed, for messages."""
+        flags = [f"--plugin {plugin}" for plugin in self.plugin]
+        return " ".join([*flags, *(f"--weighting {name}" for name in self.weighting)])
