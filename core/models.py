@@ -101,19 +101,19 @@ def find_model(name: str, revision: str | None = None, *, option: str, weights: 
     return ModelSource(name, revision, config)
 
 
-def find_start(name: str, *, weights: bool = True) -> ModelSource:
-    """The model behind --model: as :func:`find_model`, or an adapter's folder, which names its base.
+def find_start(name: str, *, weights: bool = True, option: str = "--model") -> ModelSource:
+    """The model that a policy is or starts from: as :func:`find_model`, or an adapter, which names its base.
 
     Raises:
         ModelError: no such model, or the adapter's base is not where it says.
     """
     base = adapter_base(Path(name))
     if base is None:
-        return find_model(name, option="--model", weights=weights)
+        return find_model(name, option=option, weights=weights)
     try:
-        return replace(find_model(*base, option="its base"), adapter=find_adapter(name, option="--model"))
+        return replace(find_model(*base, option="its base"), adapter=find_adapter(name, option=option))
     except ModelError as error:
-        raise ModelError(f"--model {name}: is an adapter; {error}") from error
+        raise ModelError(f"{option} {name}: is an adapter; {error}") from error
 
 
 def find_reference(

@@ -19,9 +19,9 @@ from support import make_model, make_tokenizer, run_tdpo
 from trouble_plugin import Hooks
 
 import tdpo
-from tdpo.core.checkpoints import is_whole, last_checkpoint
 from tdpo.core.errors import ConfigError, StoppedBySignal, TrainingError
 from tdpo.core.registry import plugin_manager
+from tdpo.core.runs.checkpoints import is_whole, last_checkpoint
 from tdpo.core.training import stopping
 from tdpo.core.training.data import EpochSampler, decode_pair_ids, encode_pair_ids
 

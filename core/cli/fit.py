@@ -22,7 +22,7 @@ def fit(config: str | None, **options: Any) -> None:
     resolved = fit_config(given(options), config_path(config))
     from ..config.evaluation import eval_caches, figure_prefix
     from ..fit import run_fit
-    from ..runs import is_first_process
+    from ..runs.output import is_first_process
 
     result = run_fit(resolved)
     if not is_first_process():

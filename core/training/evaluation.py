@@ -7,11 +7,11 @@ from typing import Any
 from torch.utils.data import Sampler
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from ..checkpoints import best_checkpoint
 from ..config.evaluation import Selection, selection
 from ..config.fit import FitConfig
 from ..errors import ConfigError
 from ..options import nearest
+from ..runs.checkpoints import best_checkpoint
 from .data import CachedPairs
 
 

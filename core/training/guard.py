@@ -8,8 +8,8 @@ import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 
-from ..checkpoints import last_checkpoint
 from ..errors import TrainingError
+from ..runs.checkpoints import last_checkpoint
 from .data import decode_pair_ids
 
 _NAMED = 5

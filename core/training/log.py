@@ -1,6 +1,5 @@
 """Where a run's figures go: ``metrics.jsonl`` beside the model, and the console."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,36 +7,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..progress import Progress
-
-METRICS_FILE = "metrics.jsonl"
-
-
-class StepLines:
-    """A file of JSON objects with ``step``, one a line, that a resumed run goes on with."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def cut(self, step: int) -> None:
-        """Drop what a cut-off run wrote after the checkpoint of ``step``; everything at step 0."""
-        if not self.path.exists():
-            return
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        kept = [line for line in lines if step and _step(line) <= step]
-        self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def append(self, step: int, values: dict[str, Any]) -> None:
-        """Write one line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}, ensure_ascii=False) + "\n")
-
-
-def _step(line: str) -> float:
-    # A line that a kill cut short counts as later than everything.
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
-        return float("inf")
+from ..runs.lines import METRICS_FILE, StepLines
 
 
 class MetricsFile(TrainerCallback):
@@ -57,11 +27,6 @@ class MetricsFile(TrainerCallback):
         """Write one event."""
         if state.is_world_process_zero and logs:
             self.lines.append(state.global_step, logs)
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The logged events of a run."""
-    return [json.loads(line) for line in (folder / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 class ConsoleLog(TrainerCallback):

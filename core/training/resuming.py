@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..checkpoints import PROCESS_FILE
+from ..runs.checkpoints import PROCESS_FILE
 from .metrics import Means
 
 

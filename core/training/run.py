@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
-from ..checkpoints import STATE_FILE, is_finished, kept_checkpoint, last_checkpoint
 from ..checks import check_batch_level, statistics_to_read
 from ..config.fit import FitConfig
 from ..fit_request import FitRequest
 from ..objective import Objective
-from ..run_record import run_record
-from ..runs import is_first_process, prepare_output
+from ..runs.checkpoints import STATE_FILE, is_finished, kept_checkpoint, last_checkpoint
+from ..runs.output import is_first_process, prepare_output
+from ..runs.record import run_record
 from .arguments import training_arguments
 from .card import write_card
 from .data import CachedPairs

@@ -15,7 +15,8 @@ from ..config.evaluation import eval_caches, figure_prefix
 from ..config.fit import FitConfig
 from ..errors import ConfigError
 from ..generation import complete
-from .log import ConsoleLog, StepLines
+from ..runs.lines import StepLines
+from .log import ConsoleLog
 from .sharding import Sharding
 
 SAMPLES_FILE = "samples.jsonl"

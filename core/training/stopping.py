@@ -12,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import StoppedBySignal
-from ..runs import is_first_process
+from ..runs.output import is_first_process
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # The terminal sends Ctrl-C to torchrun and to its processes, and torchrun sends it on to them.

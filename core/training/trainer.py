@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from ..objective import Completions, Objective, PairLoss
-from ..scoring.completions import completions
 from ..scoring.forward import enable_scoring
 from .agreement import check_agreement, quantization_in
 from .batches import Batching, MicroBatch, pairs_in, tokens_of
@@ -23,6 +22,7 @@ from .lora import has_lora, trained_state
 from .metrics import Means, pair_metrics, peak_memory_gb
 from .order import EpochOrder
 from .resuming import StepsAsAsked, load_process, save_process
+from .sides import policy_sides
 
 
 class PreferenceTrainer(Trainer):
@@ -140,20 +140,13 @@ class PreferenceTrainer(Trainer):
 
     def _sides(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Completions, Completions]:
         self.guard.enter(inputs)
-        statistics = self.reader.identity["statistics"]
-        scores = model(
-            **tokens_of(inputs),
-            **self._exact.arguments(inputs),
-            score_entropy=True,
-            score_log_collision="log_collision" in self.objective.needs,
-        )
-        return completions(
-            scores,
+        return policy_sides(
+            model,
             inputs,
-            head=statistics["head"],
-            vocab_size=statistics["vocab_size"],
+            self.reader.identity["statistics"],
+            self._exact,
+            needs=self.objective.needs,
             estimator=self.estimator,
-            kl_gradient="forward_kl" in self.objective.needs,
         )
 
     def _check_start(self, chosen: Completions, rejected: Completions) -> None:

@@ -37,7 +37,7 @@ def build(config: str | None, dry_run: bool, as_json: bool, **options: Any) -> N
     if as_json:
         raise ConfigError("--json is for --dry-run: give both; of a cache, tdpo cache info --json tells")
     from ...caching.build import run_build
-    from ...runs import is_first_process
+    from ...runs.output import is_first_process
 
     reader = run_build(resolved)
     if is_first_process():

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..config.file import CONFIG_FILE, as_yaml, read_config
+from ..config.fit import FitConfig
+from ..errors import ConfigError
 from .checkpoints import last_checkpoint, remove_later
-from .config.file import CONFIG_FILE, as_yaml, read_config
-from .config.fit import FitConfig
-from .errors import ConfigError
-from .run_record import check_record, write_record
+from .record import check_record, write_record
 
 # Options that may change between a run and its resumption, because what is trained stays the same.
 _MAY_CHANGE = {
@@ -52,7 +52,7 @@ def prepare_output(folder: Path, config: FitConfig, record: Mapping[str, Any]) -
     Args:
         folder: the run's.
         config: its options.
-        record: :func:`~tdpo.core.run_record.run_record` of it.
+        record: :func:`~tdpo.core.runs.record.run_record` of it.
 
     Returns:
         The checkpoints of a run to be resumed that were cut short while they were written; they are gone.

@@ -7,12 +7,12 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from ..cache.manifest import identity_differences, plain_json
-from .errors import ConfigError
-from .models import ModelSource
+from ...cache.manifest import identity_differences, plain_json
+from ..errors import ConfigError
+from ..models import ModelSource
 
 if TYPE_CHECKING:
-    from .objective import Objective
+    from ..objective import Objective
 
 RECORD_FILE = "run.json"
 

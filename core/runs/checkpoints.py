@@ -14,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 STATE_FILE = "trainer_state.json"
 # What tdpo itself keeps of each process, beside what Trainer does.
