@@ -28,8 +28,8 @@ from tdpo.cache.writer import CacheWriter
 from tdpo.core.caching import build as building
 from tdpo.core.caching.processes import leader as leading
 from tdpo.core.caching.processes.channel import pack, unpack
-from tdpo.core.caching.processes.place import Place
 from tdpo.core.errors import TdpoError
+from tdpo.core.launched import Place
 from tdpo.core.models import find_model
 
 SHARD_ROWS = 5

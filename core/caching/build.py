@@ -10,13 +10,14 @@ from ..config.build import BuildConfig
 from ..config.file import as_yaml
 from ..data.spool import check_skipped
 from ..errors import ConfigError
+from ..launched import Place
 from ..progress import Progress
 from ..quiet import quiet_libraries
 from ..randomness import keep_random_states
 from .identity import build_identity, build_provenance
 from .processes.follower import follow
 from .processes.leader import Leader
-from .processes.place import Place, own_share
+from .processes.meeting import own_share
 from .reference import open_scorer, store_head
 from .request import open_request, resolve_options, tokenise
 from .shards import Waiting, score_shards

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import errors
-from ..caching.processes.place import Place
 from ..config.file import CONFIG_FILE, as_yaml
 from ..config.fit import FitConfig
 from ..errors import ConfigError, TdpoError
+from ..launched import Place
 
 RESULT_FILE = "result.json"
 ERROR_FILE = "error-{rank}.json"

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..caching.processes.place import threads_each
 from ..config.file import CONFIG_FILE, fit_config
 from ..errors import TdpoError
 from ..fit import run_fit
+from ..launched import threads_each
 from .launch import ERROR_FILE, LEFT, RESULT_FILE
 
 _LOOK_SECONDS = 0.5

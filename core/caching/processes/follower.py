@@ -22,11 +22,12 @@ from ....cache.shard import ShardWriter
 from ....cache.storage.files import Folder
 from ...config.build import BuildConfig
 from ...errors import LeaderEndedError, ModelError, TdpoError
+from ...launched import Place
 from ...quiet import quiet_libraries
 from ..reference import find_ref, open_scorer
 from ..shards import Window, score_shards
 from .channel import Address, Channel, unpack
-from .place import Meeting, Place, own_share
+from .meeting import Meeting, own_share
 
 _TELL_SECONDS = 0.5
 

@@ -17,9 +17,10 @@ from ....cache.ledger import Shard, parse_shard
 from ....cache.manifest import Manifest
 from ...config.build import BuildConfig
 from ...errors import TdpoError
+from ...launched import Place, only_this_machine
 from ..shards import Waiting
 from .channel import Address, Channel, pack
-from .place import STARTUP, Meeting, Place, only_this_machine, start_followers
+from .meeting import STARTUP, Meeting, start_followers
 
 if TYPE_CHECKING:
     import subprocess

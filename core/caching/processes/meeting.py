@@ -1,4 +1,4 @@
-"""Which of a build's processes this one is, and how the others are started or found.
+"""How the processes of a build are started, find each other, and share the machine.
 
 Two ways lead to several processes. ``--num-processes`` starts followers from the command itself, which
 leads them: its exit code, its error line and Ctrl-C stay what they are, and no launcher adds its own lines.
@@ -12,53 +12,18 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
 from typing import Any
 
-from ...errors import ConfigError, TdpoError
+from ...errors import TdpoError
+from ...launched import Place, only_this_machine, threads_each
 from .channel import Address
 
 STARTUP = timedelta(minutes=5)
 
 # A script may build several caches under one launcher: every process counts them alike.
 _builds = count()
-
-
-@dataclass(frozen=True)
-class Place:
-    """This process among those that a launcher started."""
-
-    rank: int
-    """0 leads."""
-    size: int
-    local_rank: int = 0
-    on_this_machine: int = 1
-    """How many of them are on this machine."""
-
-    @classmethod
-    def here(cls) -> "Place":
-        """What the environment says; alone where it says nothing.
-
-        Raises:
-            ConfigError: it contradicts itself.
-        """
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, size, local = (os.environ.get(name) for name in names)
-        if rank is None or size is None:
-            return cls(0, 1)
-        try:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-            place = cls(int(rank), int(size), int(local or 0), here)
-        except ValueError:
-            place = cls(-1, 0)
-        if not 0 <= place.rank < place.size:
-            raise ConfigError(
-                f"the environment says RANK={rank}, WORLD_SIZE={size}, LOCAL_RANK={local}: start all "
-                "processes with torchrun or accelerate launch, or unset these"
-            )
-        return place
 
 
 class Meeting:
@@ -100,11 +65,6 @@ def _reached() -> Iterator[None]:
             f"the other processes cannot be reached at {where} ({what}): start all of them with torchrun or "
             "accelerate launch"
         ) from error
-
-
-def only_this_machine() -> bool:
-    """Whether the launcher started all processes here."""
-    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
 
 
 def _own_host() -> str:
@@ -159,13 +119,6 @@ def _gpu(index: int) -> dict[str, str]:
 
 def _threads(processes: int) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(threads_each(processes))} if "OMP_NUM_THREADS" not in os.environ else {}
-
-
-def threads_each(processes: int) -> int:
-    """Threads of each process where several share this machine's cores."""
-    import torch
-
-    return max(1, torch.get_num_threads() // processes)
 
 
 @contextmanager
