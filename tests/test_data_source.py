@@ -92,6 +92,16 @@ def test_a_folder_gives_the_files_of_the_split(tmp_path):
     assert "'test', 'train'" in refusal(tmp_path, split="dev")
 
 
+def test_a_folder_in_the_hubs_form_has_splits_of_any_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "train_prefs-00000-of-00002.jsonl", ROWS[:3])
+    write(tmp_path / "data" / "train_prefs-00001-of-00002.jsonl", ROWS[3:7])
+    write(tmp_path / "data" / "train_sft-00000-of-00001.jsonl", ROWS[:2])
+    assert len(open_source(tmp_path, split="train_prefs")) == 7
+    assert len(open_source(tmp_path, split="train_sft")) == 2
+    assert "'train_prefs', 'train_sft'" in refusal(tmp_path, split="train")
+
+
 def test_a_folder_without_split_names_is_all_train(tmp_path):
     write(tmp_path / "a.jsonl", ROWS[:3])
     (tmp_path / "sub").mkdir()

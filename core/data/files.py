@@ -20,6 +20,9 @@ KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"
 
 SPLIT_NAMES = ("train", "test", "validation", "valid", "dev", "eval")
 
+# How the hub names the files of a split, whatever it is called.
+_HUB_NAME = re.compile(r"(?P<split>\w+)-\d{5}-of-\d{5}[.-].*")
+
 
 def kind_of(path: Path) -> str | None:
     """The loader's name for ``path`` (``json``, ``csv``, ``parquet``), or None where there is none."""
@@ -100,9 +103,7 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
         raise DataError(f"{folder}: no data file in this folder; tdpo reads {_known()}")
     splits: dict[str, list[Path]] = {}
     for path in files:
-        words = re.split(r"[^A-Za-z]+", path.relative_to(folder).as_posix().lower())
-        name = next((word for word in words if word in SPLIT_NAMES), "")
-        splits.setdefault(name, []).append(path)
+        splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
     if set(splits) == {""}:
         splits = {"train": files}
     if base_split(split) not in splits:
@@ -116,6 +117,14 @@ def _files_of_folder(folder: Path, split: str) -> list[Path]:
             f"{folder}: files of several kinds ({names}); give one kind, for example {folder}/*.jsonl"
         )
     return chosen
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file's name tells, or ``""``."""
+    if named := _HUB_NAME.fullmatch(path.name):
+        return named["split"]
+    words = re.split(r"[^A-Za-z]+", path.as_posix().lower())
+    return next((word for word in words if word in SPLIT_NAMES), "")
 
 
 def describe_file(path: Path, root: Path) -> dict[str, Any]:
