@@ -16,13 +16,15 @@ from .tokenizers import first_difference, load_tokenizer, tokenizer_identity
 if TYPE_CHECKING:
     from .objective import Objective
 
-# What the cache must hold for each statistic that an objective may need; None: the policy's forward gives it.
+# What the cache must hold for each statistic that an objective may need; None: the policy's forward gives it,
+# or the trainer.
 FROM_CACHE: dict[str, str | None] = {
     "forward_kl": "dist",
     "reverse_kl": "whole",
     "ref_entropy": "ref_entropy",
     "entropy": None,
     "log_collision": None,
+    "draw_seed": None,
 }
 
 _WORDS = {

@@ -12,7 +12,7 @@ from .registry import weighting as make_weighting
 
 if TYPE_CHECKING:
     from ..cache.pairs import ScoredPair
-    from .objective import Completions, Objective
+    from .objective import Objective
     from .weighting import Weighting
 
 _READ = 256
@@ -136,7 +136,10 @@ def _reads_token_weights(objective: "Objective") -> bool:
     """Whether its loss changes with them, tried on two made-up pairs; True where that cannot be tried."""
     import torch
 
-    chosen, rejected = _made_up(3), _made_up(5)
+    from .trying import made_up_side
+
+    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    chosen, rejected = (made_up_side(mask, seed, _Added(mask, seed)) for seed in (3, 5))
     try:
         with torch.no_grad():
             plain = objective(*(replace(side, token_weight=torch.ones(2, 4)) for side in (chosen, rejected)))
@@ -146,25 +149,19 @@ def _reads_token_weights(objective: "Objective") -> bool:
     return not torch.equal(plain.loss, weighed.loss)
 
 
-def _made_up(seed: int) -> "Completions":
-    """A side of two pairs of up to four tokens, with every statistic that an objective may read."""
-    import torch
+class _Added(dict[str, Any]):
+    """Added statistics of any name, one number a token."""
 
-    from .objective import STATISTICS, Completions
+    def __init__(self, mask: Any, seed: int):
+        super().__init__()
+        self.mask, self.seed = mask, seed
 
-    generator = torch.Generator().manual_seed(seed)
+    def __missing__(self, name: str) -> Any:
+        import torch
 
-    def some() -> torch.Tensor:
-        return torch.rand(2, 4, generator=generator) + 0.1
+        generator = torch.Generator().manual_seed(self.seed + sum(name.encode()))
+        self[name] = torch.rand(self.mask.shape, generator=generator) + 0.1
+        return self[name]
 
-    class Added(dict[str, torch.Tensor]):
-        def __missing__(self, name: str) -> torch.Tensor:
-            self[name] = some()
-            return self[name]
-
-        def __contains__(self, name: object) -> bool:
-            return True
-
-    mask = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    statistics = {name: some() for name in STATISTICS}
-    return Completions(mask=mask, logp=-some(), ref_logp=-some(), extra=Added(), **statistics)
+    def __contains__(self, name: object) -> bool:
+        return True

@@ -1,6 +1,6 @@
 """Objectives with weights, and weightings on top: one objective for the trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -47,6 +47,26 @@ class Composition(Objective):
         """Whether a part's loss of a pair depends on others of the batch."""
         return any(part.objective.batch_level for part in self.parts)
 
+    @property
+    def watch(self) -> str:  # type: ignore[override]
+        """What to watch of all of it."""
+        said = [part.objective.watch for part in self.parts] + [one.watch for _, one in self.weightings]
+        return " ".join(filter(None, said))
+
+    @property
+    def running(self) -> frozenset[str]:  # type: ignore[override]
+        """The parts' running figures, each after its part's name."""
+        return frozenset(f"{part.name}/{name}" for part in self.parts for name in part.objective.running)
+
+    def observe(self, chosen: Completions, rejected: Completions) -> Mapping[str, Tensor]:
+        """What the parts observe, under the names in ``running``."""
+        return {
+            f"{part.name}/{name}": values
+            for part, sides in self._given(chosen, rejected, _Weights.of(self._weightings, chosen, rejected))
+            if part.objective.running
+            for name, values in part.objective.observe(*sides).items()
+        }
+
     def prepared(self, facts: CacheFacts) -> "Composition":
         """Every part and weighting with what it takes from the cache filled in."""
         return replace(
@@ -57,13 +77,12 @@ class Composition(Objective):
 
     def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
         """The weighted sum of the parts' losses [B]."""
-        weights = _Weights.of([one for _, one in self.weightings], chosen, rejected)
-        weighted = weights.on(chosen, rejected)
+        weights = _Weights.of(self._weightings, chosen, rejected)
         results = [
-            _weigh(part.objective, weights, *weighted)
+            _weigh(part.objective, weights, *sides)
             if isinstance(part.objective, MarginObjective)
-            else part.objective(chosen, rejected)
-            for part in self.parts
+            else part.objective(*sides)
+            for part, sides in self._given(chosen, rejected, weights)
         ]
         losses = [part.coefficient * one.loss for part, one in zip(self.parts, results, strict=True)]
         metrics: dict[str, Tensor] = {}
@@ -78,6 +97,55 @@ class Composition(Objective):
         return PairLoss(
             sum(losses[1:], losses[0]), results[0].chosen_reward, results[0].rejected_reward, metrics
         )
+
+    def weigh_tokens(self, chosen: Completions, rejected: Completions) -> tuple[Completions, Completions]:
+        """Both sides as a margin is given them: with the product of the weightings' token weights."""
+        return _Weights.of(self._weightings, chosen, rejected).on(chosen, rejected)
+
+    @property
+    def _weightings(self) -> list[Weighting]:
+        return [one for _, one in self.weightings]
+
+    def _given(
+        self, chosen: Completions, rejected: Completions, weights: "_Weights"
+    ) -> Iterator[tuple[Part, tuple[Completions, Completions]]]:
+        """What each part is given: margins under the weights, running figures by their own names."""
+        weighted = weights.on(chosen, rejected)
+        for part in self.parts:
+            a, b = weighted if isinstance(part.objective, MarginObjective) else (chosen, rejected)
+            if part.objective.running:
+                a, b = _running_of(part, a), _running_of(part, b)
+            yield part, (a, b)
+
+
+def _running_of(part: Part, side: Completions) -> Completions:
+    start = f"{part.name}/"
+    own = {name.removeprefix(start): x for name, x in side.running.items() if name.startswith(start)}
+    return replace(side, running=own)
+
+
+@dataclass(frozen=True)
+class Settled(Objective):
+    """An objective whose running means are those that a run came to, for evaluations outside of it."""
+
+    objective: Objective
+    means: Mapping[str, float]
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """All that the objective reads."""
+        return self.objective.needs
+
+    @property
+    def batch_level(self) -> bool:  # type: ignore[override]
+        """Whether the objective's loss of a pair depends on others of the batch."""
+        return self.objective.batch_level
+
+    def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:
+        """The objective's loss at these means."""
+        like = chosen.sum(chosen.logp).detach()
+        means = {name: like.new_tensor(mean) for name, mean in self.means.items()}
+        return self.objective(replace(chosen, running=means), replace(rejected, running=means))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ def open_request(config: FitConfig) -> FitRequest:
     reader, evaluations = join_scores(config, objective, reader, open_evaluations(config, reader))
     check_needs(config, objective, reader)
     objective = prepare(objective, reader)
+    # Objectives are torch code, which `tdpo --help` does without.
+    from .trying import try_out
+
+    try_out(objective, config.plugin, reader)
     if config.swap:
         reader = swap_labels(reader)
         evaluations = {name: swap_labels(one) for name, one in evaluations.items()}

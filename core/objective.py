@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cache.pairs import ScoredPair
+from .draws import uniform
 from .options import check, hyperparameter
 
 __all__ = [
@@ -26,7 +27,7 @@ __all__ = [
     "logistic_loss",
 ]
 
-# Statistics an objective may name in `needs`, beside logp and ref_logp, which are always there.
+# Statistics [B, T] that an objective may name in `needs`, beside logp and ref_logp, which are always there.
 STATISTICS = ("forward_kl", "reverse_kl", "entropy", "log_collision", "ref_entropy", "token_weight")
 
 
@@ -34,8 +35,9 @@ STATISTICS = ("forward_kl", "reverse_kl", "entropy", "log_collision", "ref_entro
 class Completions:
     """One side of a batch: per-token statistics of the completions, right-padded to ``T`` tokens.
 
-    Every tensor is ``[B, T]``; log-probabilities, entropies and divergences are in nats. Values at padded
-    positions are arbitrary: go through :meth:`sum` and :meth:`mean`, which ignore them.
+    Every tensor is ``[B, T]`` unless it says otherwise; log-probabilities, entropies and divergences are in
+    nats. Values at padded positions are arbitrary: go through :meth:`sum` and :meth:`mean`, which ignore
+    them.
     """
 
     mask: Tensor
@@ -56,6 +58,12 @@ class Completions:
     """H(ref(.|s_t)) over the full vocabulary, from the cache."""
     token_weight: Tensor | None = None
     """What a weighting multiplies each token's log-ratio with; 1 where there is none."""
+    draw_seed: Tensor | None = None
+    """[B] int64: what random draws of a completion start from, see :meth:`uniform`. Of the pair, the side,
+    the epoch and the run's seed alone; evaluations draw the same in every run."""
+    running: Mapping[str, Tensor] = field(default_factory=dict)
+    """Means over the run so far of the figures that :meth:`Objective.observe` gives: name -> scalar. Empty
+    outside of a fit."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Statistics added to the cache, by their name in ``needs``; read them with :meth:`added`."""
 
@@ -69,6 +77,23 @@ class Completions:
     def length(self) -> Tensor:
         """Completion tokens [B], int64."""
         return self.mask.sum(-1)
+
+    def uniform(self, salt: str = "") -> Tensor:
+        """Random numbers [B, T] in [0, 1), one a token, float32 or wider: the same in every pass of an epoch.
+
+        They depend on ``draw_seed`` and the token's place in its completion alone: not on the batch, its
+        padding or its device.
+
+        Args:
+            salt: what they are for; draws of different names are independent.
+
+        Raises:
+            ValueError: there is no seed, because no one declared ``draw_seed`` in ``needs``.
+        """
+        if self.draw_seed is None:
+            raise ValueError("nothing to draw from; name 'draw_seed' in the objective's `needs`")
+        wide = torch.promote_types(self.logp.dtype, torch.float32)
+        return uniform(self.draw_seed, self.mask.shape[1], salt, wide)
 
     def added(self, name: str) -> Tensor:
         """A statistic added to the cache (``tdpo cache add``), by its name in ``needs``; without gradient.
@@ -129,8 +154,9 @@ class Objective(ABC):
     """A preference loss. Subclass as a frozen dataclass whose fields are :func:`hyperparameter` s."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp, and of columns added to the
-    cache: ``"positive_logp"``, or ``"second.ref_logp"`` for the column of one set of scores."""
+    """Names out of ``STATISTICS`` that the loss reads, beside logp and ref_logp; ``"draw_seed"`` where it
+    draws; and names of columns added to the cache: ``"positive_logp"``, or ``"second.ref_logp"`` for the
+    column of one set of scores."""
     batch_level: ClassVar[bool] = False
     """Whether a pair's loss depends on the other pairs of the batch (a rank, a mean, a baseline). It is then
     given all pairs of an optimiser step at once, and a fit that would cut them up is refused."""
@@ -138,6 +164,11 @@ class Objective(ABC):
     """Where the formula comes from, such as ``"arXiv 2305.18290"``."""
     formula: ClassVar[str] = ""
     """The loss in one line, for ``tdpo plugins describe``."""
+    watch: ClassVar[str] = ""
+    """Which logged figures tell that it goes well or badly, for ``tdpo plugins describe``; figures in double
+    backticks."""
+    running: ClassVar[frozenset[str]] = frozenset()
+    """Names of the figures that :meth:`observe` gives, whose means over the run so far the loss reads."""
 
     def __post_init__(self) -> None:
         check(self, f"{type(self).__name__}: ")
@@ -145,6 +176,16 @@ class Objective(ABC):
     def prepared(self, facts: CacheFacts) -> Self:
         """The objective with what it takes from the whole cache filled in; called once, before training."""
         return self
+
+    def observe(self, chosen: Completions, rejected: Completions) -> Mapping[str, Tensor]:
+        """The figures named in ``running``, one number a pair or a side: name -> [n].
+
+        A fit keeps their means over all that was trained on, this optimiser step's pairs included, and gives
+        them to the loss as ``chosen.running[NAME]`` and ``rejected.running[NAME]``. They change once an
+        optimiser step, before its first loss: neither micro-batches nor processes nor evaluations matter.
+        They are in checkpoints. A step of several micro-batches or processes costs one more forward pass.
+        """
+        return {}
 
     @abstractmethod
     def __call__(self, chosen: Completions, rejected: Completions) -> PairLoss:

@@ -30,6 +30,9 @@ class Weighting:
     """Where the formula comes from."""
     formula: ClassVar[str] = ""
     """The weight in one line, for ``tdpo plugins describe``."""
+    watch: ClassVar[str] = ""
+    """Which logged figures tell that it goes well or badly, for ``tdpo plugins describe``; figures in double
+    backticks."""
 
     def __post_init__(self) -> None:
         check(self, f"{type(self).__name__}: ")

@@ -27,7 +27,13 @@ _FAMILIES = {
     "squared": {"ipo": "IPO", "sppo_hard": "SPPO", "cal_dpo": "CalDPO"},
     "anchored": {"apo_zero": "APOZero", "apo_down": "APODown", "nca_pair": "NCAPair", "bco_pair": "BCOPair"},
     "positive": {"dpop": "DPOP", "minor_dpo": "MinorDPO"},
-    "length": {"dpo_norm": "DPONorm", "r_dpo": "RDPO", "ld_dpo": "LDDPO", "d2po_decay": "D2PODecay"},
+    "length": {
+        "dpo_norm": "DPONorm",
+        "r_dpo": "RDPO",
+        "ld_dpo": "LDDPO",
+        "sampo": "SamPO",
+        "d2po_decay": "D2PODecay",
+    },
     "f_dpo": {"f_dpo": "FDPO"},
     "reference_free": {"simpo": "SimPO", "cpo": "CPO", "slic": "SLiC", "orpo": "ORPO", "asft": "ASFT"},
 }
@@ -36,9 +42,9 @@ _WEIGHTINGS = {
     "mallows": {"mallows": "Mallows"},
     "wpo": {"wpo": "LikelyPairs"},
     "bmc": {"bmc": "BMC"},
-    "length": {"decay": "Decay"},
+    "length": {"decay": "Decay", "ld": "PastShorter", "sampo": "Drawn"},
 }
-_STATISTICS = {"bmc": {"edits": "Edits"}}
+_STATISTICS = {"bmc": {"edits": "Edits"}, "embedding": {"prompt_embedding": "PromptEmbedding"}}
 
 
 @hookimpl

@@ -41,6 +41,10 @@ class AOT(_Batch):
 
     paper: ClassVar[str] = "arXiv 2406.05882"
     formula: ClassVar[str] = "mean_i -log sigmoid(beta*(sort(logp margin)_i - sort(ref_logp margin)_i))"
+    watch: ClassVar[str] = (
+        "``loss`` compares distributions of a batch, noisy where that is small: judge by "
+        "``rewards/margins``. ``rewards/accuracies``, pair by pair, need not follow."
+    )
 
     label_smoothing: float = hyperparameter(0.0, "probability e that a label is flipped", ge=0, lt=0.5)
 
@@ -62,6 +66,10 @@ class AOTUnpaired(_Batch):
 
     paper: ClassVar[str] = "arXiv 2406.05882"
     formula: ClassVar[str] = "mean_i -log sigmoid(beta*(sort(R_chosen)_i - sort(R_rejected)_i))"
+    watch: ClassVar[str] = (
+        "``rewards/chosen`` as a whole moves above ``rewards/rejected``. ``rewards/accuracies``, pair by "
+        "pair, need not follow; ``loss`` is noisy where that is small."
+    )
 
     label_smoothing: float = hyperparameter(0.0, "probability e that a label is flipped", ge=0, lt=0.5)
 
@@ -85,6 +93,10 @@ class RPORelative(_Batch):
         "mean_j -log sigmoid(beta*w_ij*(R_chosen_i - R_rejected_j)),  "
         "w_i = softmax_j(-(1 - cos(e_i, e_j)) / tau)"
     )
+    watch: ClassVar[str] = (
+        "``loss`` stays near log 2 for long where the batch is large, since the weights shrink beta by it: "
+        "raise beta with the batch size until ``rewards/margins`` grows as DPO's would."
+    )
 
     temperature: float = hyperparameter(0.5, "tau: how alike prompts must be", gt=0)
 
@@ -107,6 +119,11 @@ class RPODiagonal(_Batch):
     formula: ClassVar[str] = (
         "d*l_ii + (1-d)*mean_{j != i} l_ij,  l_ij = -log sigmoid(beta*(R_chosen_i - R_rejected_j))"
     )
+    watch: ClassVar[str] = (
+        "``rewards/margins`` grows, and the spread of rewards across prompts shrinks: ``loss`` that stays "
+        "high while ``rewards/accuracies`` is high tells of prompts whose rewards do not compare; raise "
+        "diagonal_weight."
+    )
 
     diagonal_weight: float = hyperparameter(0.8, "d: weight of a pair's own loss", ge=0, le=1)
 
@@ -127,6 +144,10 @@ class BCOBatch(_Batch):
 
     paper: ClassVar[str] = "arXiv 2404.04656"
     formula: ClassVar[str] = "-log sigmoid(a - d) - log sigmoid(-(b - d)),  a, b = beta*R,  d = their mean"
+    watch: ClassVar[str] = (
+        "``rewards/chosen`` and ``rewards/rejected`` move apart, on either side of their batch's mean; both "
+        "falling together does not show in ``loss``, but in ``logps/chosen``."
+    )
 
     def losses(self, chosen: Completions, rejected: Completions) -> Tensor:
         """Losses [B] by pair."""

@@ -58,6 +58,10 @@ class BMC(Weighting):
     needs: ClassVar[frozenset[str]] = frozenset({"diff_mask"})
     paper: ClassVar[str] = "arXiv 2408.07471"
     formula: ClassVar[str] = "w_t = 1 + edited_t * min(1 / pi(y_t), cap)"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` grows faster than without, an edited token counting up to 1 + cap times: "
+        "``grad_norm`` that jumps asks for a lower beta or cap."
+    )
 
     cap: float = hyperparameter(2.0, _CAP_HELP, gt=0)
 
@@ -78,6 +82,11 @@ class DPOBMC(MarginObjective):
     paper: ClassVar[str] = "arXiv 2408.07471"
     formula: ClassVar[str] = (
         "-log sigmoid(beta*D'),  R' = sum_t (1 + edited_t*min(1/pi(y_t), cap)) log_ratio_t"
+    )
+    watch: ClassVar[str] = (
+        "``rewards/margins`` grows faster than DPO's, an edited token counting up to 1 + cap times: hence "
+        "the small beta. ``grad_norm`` that jumps asks for a lower cap; form=code starts away from a loss "
+        "of log 2."
     )
 
     beta: float = hyperparameter(0.05, "strength of the pull towards the reference", gt=0)

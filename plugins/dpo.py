@@ -23,6 +23,11 @@ class DPO(MarginObjective):
     formula: ClassVar[str] = (
         "-(1-e) log sigmoid(beta*D) - e log sigmoid(-beta*D),  D = sum log_ratio(chosen) - (rejected)"
     )
+    watch: ClassVar[str] = (
+        "``rewards/accuracies`` rises above 0.5 and ``rewards/margins`` grows. ``logps/chosen`` may fall "
+        "with ``logps/rejected``; where it falls fast, or ``kl/chosen`` runs away, raise beta, lower the "
+        "learning rate, or add sft=0.1."
+    )
 
     label_smoothing: float = hyperparameter(0.0, "probability e that a label is flipped", ge=0, le=0.5)
     reference_free: bool = hyperparameter(False, "leave the reference out (a uniform one)")
@@ -51,6 +56,10 @@ class RobustDPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2403.00409"
     formula: ClassVar[str] = "(-(1-e) log sigmoid(z) + e log sigmoid(-z)) / (1-2e),  z = beta*D"
+    watch: ClassVar[str] = (
+        "``loss`` goes below 0 and has no lower bound: judge by ``rewards/accuracies`` on held-out pairs, "
+        "near 1 - label_smoothing where labels are as noisy as assumed."
+    )
 
     label_smoothing: float = hyperparameter(0.1, "rate e at which labels are flipped", ge=0, lt=0.5)
 
@@ -70,6 +79,11 @@ class EXOPair(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2402.00856"
     formula: ClassVar[str] = "p log(p / (1-e)) + (1-p) log((1-p) / e),  p = sigmoid(beta*D)"
+    watch: ClassVar[str] = (
+        "``loss`` starts at 2.8 with the default label_smoothing and is least at ``rewards/margins`` of "
+        "log((1-e)/e), 6.9: beyond that it rises. A pair ranked very wrongly has almost no gradient, so "
+        "that ``rewards/accuracies`` may stay where a large learning rate put it."
+    )
 
     label_smoothing: float = hyperparameter(1e-3, "probability e that a label is flipped", gt=0, lt=0.5)
 

@@ -22,6 +22,11 @@ class FDPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2309.16240"
     formula: ClassVar[str] = "-log sigmoid(beta*(f'(u_chosen) - f'(u_rejected))),  u = exp(R)"
+    watch: ClassVar[str] = (
+        "With forward_kl the reward is -exp(-R): ``rewards/chosen`` and ``rewards/rejected`` of huge size, "
+        "and a ``grad_norm`` that jumps, tell of completions that became much less likely than under the "
+        "reference; lower the learning rate, or take alpha or js, whose rewards grow less."
+    )
 
     divergence: str = hyperparameter(
         "reverse_kl",

@@ -17,6 +17,10 @@ class HPOWeightedNLL(Objective):
     needs: ClassVar[frozenset[str]] = frozenset({"advantage"})
     paper: ClassVar[str] = "arXiv 2405.17956"
     formula: ClassVar[str] = "gamma * mean over sides of -min(exp(A / temperature), max_weight) * logp"
+    watch: ClassVar[str] = (
+        "``loss/hpo_weighted_nll`` beside the other objectives' own losses: where it outgrows them, a few "
+        "completions with large weights lead; lower max_weight or gamma."
+    )
 
     gamma: float = hyperparameter(0.1, "weight of the term", ge=0)
     temperature: float = hyperparameter(1.0, "temperature of the advantages", gt=0)

@@ -23,6 +23,10 @@ class KTOGivenZ(Objective):
     formula: ClassVar[str] = (
         "(lD*(1 - sigmoid(beta*(R_chosen - z0))) + lU*(1 - sigmoid(beta*(z0 - R_rejected)))) / 2"
     )
+    watch: ClassVar[str] = (
+        "``rewards/chosen`` goes above beta*z0 and ``rewards/rejected`` below it. Both terms saturate: "
+        "``grad_norm`` that dies early while ``rewards/accuracies`` is low asks for a smaller beta."
+    )
 
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
     z0: float = hyperparameter(0.0, "reference point, in nats", ge=0)
@@ -40,13 +44,19 @@ class KTOGivenZ(Objective):
 class KTOBatch(Objective):
     """KTO whose reference point is the batch's mean log-ratio.
 
-    An estimate from the completions themselves, which is biased: the paper's, from mismatched prompts and
-    completions, takes another pass of the policy. At least 0; sends no gradient.
+    An estimate from the completions themselves, which is biased; at least 0, without gradient. The paper's
+    own, from mismatched prompts and completions, is not offered: a cache could hold the reference's
+    log-probability of such a completion, but the policy's changes with every step, and no cached pair has it:
+    it takes a forward pass over as many sequences again.
     """
 
     batch_level: ClassVar[bool] = True
     paper: ClassVar[str] = "arXiv 2402.01306"
     formula: ClassVar[str] = "kto_given_z with z0 = max(0, mean R over the batch)"
+    watch: ClassVar[str] = (
+        "``kto/z0`` grows as the policy leaves the reference: ``rewards/chosen`` must stay above beta times "
+        "it. At 0 for long, both sides fall together: ``logps/chosen`` tells."
+    )
 
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
     lambda_d: float = hyperparameter(1.0, _D_HELP, gt=0)
@@ -72,6 +82,10 @@ class KTOPairLegacy(Objective):
     formula: ClassVar[str] = (
         "(1 - sigmoid(beta*(R_chosen - z_rejected)) + 1 - sigmoid(beta*(z_chosen - R_rejected))) / 2,  "
         "z = max(0, mean R of a side)"
+    )
+    watch: ClassVar[str] = (
+        "``rewards/rejected`` falls while ``rewards/chosen`` holds; both falling together is the mean's "
+        "gradient, which detach=true stops."
     )
 
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)

@@ -19,6 +19,10 @@ class DPONorm(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2411.15124"
     formula: ClassVar[str] = "-log sigmoid(beta*(mean log_ratio(chosen) - mean log_ratio(rejected)))"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is of means over tokens, times a beta of that scale: it grows as DPO's does. "
+        "``logps/rejected``, a sum, may still fall far on long completions."
+    )
 
     beta: float = hyperparameter(5.0, "strength of the pull towards the reference, per token", gt=0)
 
@@ -36,6 +40,10 @@ class RDPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2403.19159"
     formula: ClassVar[str] = "-log sigmoid(beta*D + alpha*(T_chosen - T_rejected))"
+    watch: ClassVar[str] = (
+        "``loss`` starts at log 2 only where lengths are equal. Completions that get shorter and shorter "
+        "(--samples shows them) tell that alpha is too large, longer and longer that it is too small."
+    )
 
     alpha: float = hyperparameter(0.01, "margin of a token of difference in length")
 
@@ -54,18 +62,105 @@ class LDDPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2409.06411"
     formula: ClassVar[str] = "-log sigmoid(beta*D'),  R' = sum_{t<=m} log_ratio + alpha*sum_{t>m},  m = min T"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` grows more slowly than DPO's where lengths differ. Completions that go on "
+        "growing (--samples shows them) ask for a smaller alpha, ones that never end for a larger."
+    )
 
     alpha: float = hyperparameter(0.5, "weight of the tokens past the shorter length", ge=0, le=1)
 
     def rewards(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
         """``beta * R'`` [B] of both sides."""
+        weights = PastShorter(self.alpha).token_weights(chosen, rejected)
+        return _weighed_rewards(self.beta, weights, chosen, rejected)
+
+
+@dataclass(frozen=True)
+class PastShorter(Weighting):
+    """Weigh tokens past the shorter completion's length less.
+
+    The weights of ``ld_dpo`` (arXiv 2409.06411), for any margin.
+    """
+
+    paper: ClassVar[str] = "arXiv 2409.06411"
+    formula: ClassVar[str] = "w_t = 1 for t <= m, else alpha,  m = min T"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` grows more slowly than without where lengths differ. At alpha = 0 nothing "
+        "teaches a policy to end a long completion: --samples shows whether it still does."
+    )
+
+    alpha: float = hyperparameter(0.5, "weight of the tokens past the shorter length", ge=0, le=1)
+
+    def token_weights(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
+        """The weights [B, T] of both sides."""
         shorter = torch.minimum(chosen.length, rejected.length)[:, None]
-        rewards = []
-        for side in (chosen, rejected):
-            ratio = side.log_ratio
-            kept = torch.where(token_places(side) < shorter, ratio, self.alpha * ratio)
-            rewards.append(self.beta * side.sum(kept))
-        return rewards[0], rewards[1]
+        a, b = (_past(token_places(side) < shorter, self.alpha, _wide(side)) for side in (chosen, rejected))
+        return a, b
+
+
+@dataclass(frozen=True)
+class SamPO(MarginObjective):
+    """DPO on as many tokens of either side: of the longer completion some are drawn, anew in each epoch.
+
+    Lu et al., arXiv 2406.10957. The draw is one for the policy and its reference, so that a log-ratio is of
+    one token; the released code draws for each by itself. It depends on the pair, the epoch and the run's
+    seed alone; an evaluation always has the same. ``expected`` takes the draw's mean: no variance.
+    """
+
+    paper: ClassVar[str] = "arXiv 2406.10957"
+    formula: ClassVar[str] = "-log sigmoid(beta*D'),  R' = sum of log_ratio over m = min T drawn tokens"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is of the drawn tokens, noisier than DPO's where lengths differ much; where "
+        "``loss`` does not settle for that, expected=true has the same mean without the noise."
+    )
+
+    expected: bool = hyperparameter(False, "the mean over draws, m / T times the sum, in place of one draw")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Something to draw from, unless the mean over draws is taken."""
+        return Drawn(self.expected).needs
+
+    def rewards(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
+        """``beta * R'`` [B] of both sides."""
+        weights = Drawn(self.expected).token_weights(chosen, rejected)
+        return _weighed_rewards(self.beta, weights, chosen, rejected)
+
+
+@dataclass(frozen=True)
+class Drawn(Weighting):
+    """Count as many tokens of either side: of the longer completion some are drawn, anew in each epoch.
+
+    The weights of ``sampo`` (arXiv 2406.10957), for any margin.
+    """
+
+    paper: ClassVar[str] = "arXiv 2406.10957"
+    formula: ClassVar[str] = "w_t = 1 for m = min T drawn tokens, else 0"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is noisier than without where lengths differ much; where ``loss`` does not "
+        "settle for that, expected=true has the same mean without the noise."
+    )
+
+    expected: bool = hyperparameter(False, "the mean over draws, m / T at each token, in place of one draw")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Something to draw from, unless the mean over draws is taken."""
+        return frozenset() if self.expected else frozenset({"draw_seed"})
+
+    def token_weights(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
+        """The weights [B, T] of both sides."""
+        least = torch.minimum(chosen.length, rejected.length)[:, None]
+        return self._weights(chosen, least), self._weights(rejected, least)
+
+    def _weights(self, side: Completions, least: Tensor) -> Tensor:
+        if self.expected:
+            share = least.to(_wide(side)) / side.length[:, None]
+            return share.expand(side.mask.shape)
+        keys = torch.where(side.mask, side.uniform("sampo"), torch.inf)
+        # Of equal keys the earlier token goes first, on any device.
+        ranks = keys.argsort(dim=-1, stable=True).argsort(-1)
+        return (ranks < least).to(_wide(side))
 
 
 @dataclass(frozen=True)
@@ -77,6 +172,10 @@ class D2PODecay(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2502.14340"
     formula: ClassVar[str] = "-log sigmoid(beta*D'),  R' = sum_t gamma^(t + start) log_ratio_t,  t from 0"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is of the first tokens mostly: about 1/(1 - gamma) of them. ``kl/chosen`` that "
+        "runs away on long completions is that of tokens which the loss hardly sees."
+    )
 
     gamma: float = hyperparameter(0.98, "weight of a token over that of the one before", gt=0, le=1)
     start: int = hyperparameter(0, "exponent of the first token", ge=0)
@@ -95,6 +194,10 @@ class Decay(Weighting):
 
     paper: ClassVar[str] = "arXiv 2502.14340"
     formula: ClassVar[str] = "w_t = gamma^(t + start),  t from 0"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is of the first tokens mostly: about 1/(1 - gamma) of them. Where it hardly "
+        "grows, the preference is decided later: raise gamma."
+    )
 
     gamma: float = hyperparameter(0.98, "weight of a token over that of the one before", gt=0, le=1)
     start: int = hyperparameter(0, "exponent of the first token", ge=0)
@@ -105,9 +208,29 @@ class Decay(Weighting):
 
 
 def _decay(side: Completions, gamma: float, start: int) -> Tensor:
-    # bfloat16 could not tell places past 256 apart.
-    wide = torch.promote_types(side.logp.dtype, torch.float32)
-    return torch.pow(gamma, token_places(side).to(wide) + start)
+    return torch.pow(gamma, token_places(side).to(_wide(side)) + start)
+
+
+def _past(kept: Tensor, alpha: float, dtype: torch.dtype) -> Tensor:
+    """1 where ``kept``, alpha elsewhere."""
+    ones = torch.ones_like(kept, dtype=dtype)
+    return torch.where(kept, ones, alpha * ones)
+
+
+def _wide(side: Completions) -> torch.dtype:
+    """Of weights: bfloat16 could not tell places past 256 apart."""
+    return torch.promote_types(side.logp.dtype, torch.float32)
+
+
+def _weighed_rewards(
+    beta: float, weights: tuple[Tensor, Tensor], chosen: Completions, rejected: Completions
+) -> tuple[Tensor, Tensor]:
+    """``beta * sum_t w_t log_ratio_t`` [B] of both sides."""
+    a, b = (
+        beta * side.sum(weight * side.log_ratio)
+        for weight, side in zip(weights, (chosen, rejected), strict=True)
+    )
+    return a, b
 
 
 def token_places(side: Completions) -> Tensor:

@@ -23,6 +23,10 @@ class Hinge(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2305.10425"
     formula: ClassVar[str] = "max(0, 1 - beta*D),  D = sum log_ratio(chosen) - (rejected)"
+    watch: ClassVar[str] = (
+        "``loss`` reaches 0 on every pair whose ``rewards/margins`` is 1, and ``grad_norm`` goes with it: "
+        "all at 0 early on means that a smaller beta has more to teach."
+    )
 
     def link(self, margin: Tensor) -> Tensor:
         """The hinge [B]; no gradient at the kink."""
@@ -39,6 +43,11 @@ class FocalPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2501.06645"
     formula: ClassVar[str] = "-p^gamma log p,  p = sigmoid(beta*D)"
+    watch: ClassVar[str] = (
+        "``rewards/accuracies`` rises on pairs that are nearly right; wrongly ranked ones are given up. "
+        "``loss`` that falls while ``rewards/accuracies`` falls too is the reversed gradient: set "
+        "detach=true or lower gamma."
+    )
 
     gamma: float = hyperparameter(0.05, "how much wrongly ranked pairs are turned down", ge=0)
     detach: bool = hyperparameter(False, "send no gradient through p^gamma")
@@ -68,6 +77,11 @@ class DiscoPOP(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2406.08414"
     formula: ClassVar[str] = "-(1-m) log sigmoid(z) + m exp(-z),  m = sigmoid(z / tau),  z = beta*D"
+    watch: ClassVar[str] = (
+        "Not convex: from 0 the loss first falls towards a negative margin (-0.12 at tau = 0.05, and it is "
+        "highest at 0.07). ``rewards/margins`` that settles there, with ``rewards/accuracies`` below 0.5, "
+        "has not got over it: raise tau or the learning rate."
+    )
 
     beta: float = hyperparameter(0.05, "strength of the pull towards the reference", gt=0)
     tau: float = hyperparameter(0.05, "width of the blend, in units of the margin", gt=0, le=1)

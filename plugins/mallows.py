@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..cache.pairs import SideStatistics
+from ..core.dispersion import mean_entropies, negative_log_dispersion
 from ..core.errors import ConfigError
 from ..core.objective import (
     CacheFacts,
@@ -25,9 +25,6 @@ from ..core.objective import (
 )
 from ..core.weighting import Weighting
 from .numerics import log1mexp
-
-# Least dispersion, so that a reference that is sure of everything has a finite coefficient.
-_FLOOR = 1e-4
 
 _SCALE_HELP = (
     "multiplier of -log dispersion: a number (0.29 as released), or auto for coefficients whose mean over "
@@ -52,7 +49,7 @@ class Coefficient:
             return known
         once = replace(known, scale=1.0)
         found = [
-            once.of_entropy(torch.tensor([[_mean_entropy(one.chosen), _mean_entropy(one.rejected)]]))
+            once.of_entropy(torch.tensor([mean_entropies(one)]))
             for one in facts.pairs(frozenset({"ref_entropy"}))
         ]
         mean = float(torch.cat(found).mean()) if found else 0.0
@@ -73,8 +70,7 @@ class Coefficient:
         """Coefficients [B] of mean entropies [B, 2] in nats."""
         if self.vocab_size is None or isinstance(self.scale, str):
             raise ValueError("vocab_size and scale=auto come from the cache: give them, or use prepared()")
-        dispersion = (entropy.mean(-1) / math.log(self.vocab_size)).clamp(_FLOOR, 1.0)
-        return -self.factor * self.scale * dispersion.log()
+        return self.factor * self.scale * negative_log_dispersion(entropy, self.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,10 @@ class Mallows(Weighting):
     needs: ClassVar[frozenset[str]] = frozenset({"ref_entropy"})
     paper: ClassVar[str] = "arXiv 2405.14953"
     formula: ClassVar[str] = "margin * c,  c = -factor*scale*log(H / log V)"
+    watch: ClassVar[str] = (
+        "``weights/pair`` averages about 1 with scale=auto. A mean far from it is another beta: ``loss`` "
+        "then barely moves, or drops at once."
+    )
 
     scale: float | str = hyperparameter(0.29, _SCALE_HELP, gt=0, choices=("auto",))
     factor: float = hyperparameter(1.0, _FACTOR_HELP, gt=0)
@@ -131,6 +131,10 @@ class MallowsTheta(_Dispersed, MarginObjective):
     """
 
     formula: ClassVar[str] = "-log sigmoid(c*beta*D),  c = -factor*scale*log(H / log V)"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is without c: where ``loss`` barely moves although margins grow, c is small; "
+        "scale=auto makes it average 1."
+    )
 
     label_smoothing: float = hyperparameter(0.0, "probability e that a label is flipped", ge=0, lt=0.5)
 
@@ -152,6 +156,11 @@ class MallowsIPO(_Dispersed, MarginObjective):
     """
 
     formula: ClassVar[str] = "(c*D - 1/(2 beta))^2,  c = -factor*scale*log(H / log V)"
+    watch: ClassVar[str] = (
+        "``loss`` is a squared distance, (1/(2 beta))^2 at the start, that should fall steadily; gradients "
+        "of the three forms differ in size, so that ``grad_norm`` tells whether the learning rate suits the "
+        "form."
+    )
 
     length_normalise: bool = hyperparameter(True, "mean log-ratios in place of sums")
     form: str = hyperparameter(
@@ -179,6 +188,11 @@ class MallowsPhi(_Dispersed):
     """
 
     formula: ClassVar[str] = "-log g_c(beta*D),  g_c(s) = (s+1)/(1-q^(s+1)) - s/(1-q^s),  q = exp(-c)"
+    watch: ClassVar[str] = (
+        "The link jumps at a margin of 0, where every pair starts: ``loss`` and ``grad_norm`` of the first "
+        "steps are noise, each pair at 0.42 or 1.07 where c = 2. ``rewards/accuracies`` must rise once "
+        "margins are larger than rounding; where it does not, take mallows_theta."
+    )
 
     beta: float = hyperparameter(0.1, "strength of the pull towards the reference", gt=0)
 
@@ -231,11 +245,6 @@ def _slope_at_0(c: Tensor) -> Tensor:
     rest = -torch.expm1(-safe)
     exact = (rest - safe * (-safe).exp()) / rest.square() - 0.5
     return torch.where(flat, c / 6, exact)
-
-
-def _mean_entropy(side: SideStatistics) -> float:
-    assert side.ref_entropy is not None
-    return float(side.ref_entropy.mean(dtype="float64"))
 
 
 def _coefficient(options: "Mallows | _Dispersed") -> Coefficient:

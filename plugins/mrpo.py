@@ -23,6 +23,11 @@ class MRPO(MarginObjective):
     formula: ClassVar[str] = (
         "-log sigmoid(beta*(logp - r | chosen - rejected)),  r = -log(a/ref_2 + (1-a)/ref_1) of a completion"
     )
+    watch: ClassVar[str] = (
+        "``rewards/margins`` does not start at 0: what it starts at is how the references differ. Where "
+        "``rewards/accuracies`` starts far from 0.5, the other reference has decided most pairs already: "
+        "lower eta."
+    )
 
     eta: float = hyperparameter(0.1, "how far the other reference may be from the trusted one", ge=0, lt=1)
     alpha: float | None = hyperparameter(

@@ -17,6 +17,10 @@ class DPOP(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2402.13228"
     formula: ClassVar[str] = "-log sigmoid(beta*(D - lam*max(0, -R_chosen)))"
+    watch: ClassVar[str] = (
+        "``rewards/chosen`` stays about 0 or above. With lam = 50 every nat that it falls below costs "
+        "fifty: ``loss`` and ``grad_norm`` that jump are that penalty; lower the learning rate, or lam."
+    )
 
     beta: float = hyperparameter(0.3, "strength of the pull towards the reference", gt=0)
     lam: float = hyperparameter(50.0, "weight of the penalty", ge=0)
@@ -37,6 +41,10 @@ class MinorDPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2408.09834"
     formula: ClassVar[str] = "-log sigmoid(beta*(R_chosen - max(0, R_rejected)))"
+    watch: ClassVar[str] = (
+        "``rewards/rejected`` stops falling soon below 0, so that ``rewards/margins`` must come from "
+        "``rewards/chosen``; where neither moves, the data asks for dpo."
+    )
 
     def margin(self, chosen: Completions, rejected: Completions) -> Tensor:
         """``beta * (R_chosen - max(0, R_rejected))`` [B]."""

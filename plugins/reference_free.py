@@ -23,6 +23,11 @@ class SimPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2405.14734"
     formula: ClassVar[str] = "-log sigmoid(beta*(mean logp(chosen) - mean logp(rejected)) - gamma)"
+    watch: ClassVar[str] = (
+        "The learning rate decides: ``logps/chosen`` that falls steeply, with ``entropy`` or ``kl/chosen`` "
+        "shooting up, is a policy that comes apart with nothing to hold it. ``rewards/margins`` should pass "
+        "gamma."
+    )
 
     beta: float = hyperparameter(2.0, "scale of a mean log-probability", gt=0)
     gamma: float | None = hyperparameter(None, "margin to be reached", ge=0)
@@ -57,6 +62,10 @@ class CPO(Objective):
 
     paper: ClassVar[str] = "arXiv 2401.08417"
     formula: ClassVar[str] = "-log sigmoid(beta*(logp(chosen) - logp(rejected))) - nll_coef*logp(chosen)"
+    watch: ClassVar[str] = (
+        "``logps/chosen`` rises or holds, since the likelihood's term pulls it; where it falls, raise "
+        "nll_coef or lower the learning rate. ``kl/chosen`` is bounded by nothing else."
+    )
 
     beta: float = hyperparameter(0.1, "scale of a summed log-probability", gt=0)
     nll_coef: float = hyperparameter(1.0, "weight of the chosen completion's likelihood", ge=0)
@@ -84,6 +93,10 @@ class SLiC(Objective):
 
     paper: ClassVar[str] = "arXiv 2305.10425"
     formula: ClassVar[str] = "max(0, margin - logp(chosen) + logp(rejected)) - lambda_coef*logp(chosen)"
+    watch: ClassVar[str] = (
+        "``rewards/margins`` passes the margin and stays; ``logps/chosen`` rises from then on, since only "
+        "likelihood is left: ``kl/chosen`` that goes on growing asks for a smaller lambda_coef."
+    )
 
     margin: float = hyperparameter(1.0, "difference of log-probabilities to be reached, in nats", ge=0)
     lambda_coef: float = hyperparameter(0.1, "weight of the chosen completion's likelihood", ge=0)
@@ -106,6 +119,11 @@ class ORPO(Objective):
     formula: ClassVar[str] = (
         "-sft_coef*m_chosen - lam*log sigmoid(beta*(o_chosen - o_rejected)),  m = mean logp,  "
         "o = m - log(1 - e^m)"
+    )
+    watch: ClassVar[str] = (
+        "``loss`` is mostly the chosen side's likelihood, so that a learning rate for fine-tuning is "
+        "wanted, larger than DPO's; ``logps/chosen`` rises. ``rewards/margins`` is lam times a difference "
+        "of means, and tiny: its sign counts."
     )
 
     lam: float = hyperparameter(0.1, "weight of the odds ratio", ge=0)
@@ -131,6 +149,10 @@ class ASFT(Objective):
     formula: ClassVar[str] = (
         "-sft_coef*m_chosen - lam*(log sigmoid(beta*o_chosen) + log sigmoid(-beta*o_rejected)),  "
         "m, o as in orpo"
+    )
+    watch: ClassVar[str] = (
+        "``logps/chosen`` rises and ``logps/rejected`` falls with no reference to hold either: "
+        "``kl/rejected`` that runs away asks for a smaller lam or learning rate."
     )
 
     lam: float = hyperparameter(1.0, "weight of the odds", ge=0)

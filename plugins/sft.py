@@ -14,6 +14,10 @@ class SFT(Objective):
     """
 
     formula: ClassVar[str] = "-mean_t logp(side)"
+    watch: ClassVar[str] = (
+        "``logps/chosen`` (or ``logps/rejected``, where that side is trained) rises. A held-out ``loss`` "
+        "that turns up, or ``entropy`` that falls steeply, tells of learning by heart: stop there."
+    )
 
     side: str = hyperparameter("chosen", "side that is made likelier", choices=("chosen", "rejected"))
     length_normalise: bool = hyperparameter(True, "mean over a completion's tokens; false: their sum")

@@ -19,6 +19,11 @@ class IPO(MarginObjective):
 
     paper: ClassVar[str] = "arXiv 2310.12036"
     formula: ClassVar[str] = "(D - 1/(2 beta))^2,  D = mean log_ratio(chosen) - mean log_ratio(rejected)"
+    watch: ClassVar[str] = (
+        "``loss`` starts at (1/(2 beta))^2 and falls towards the spread of the pairs; it never gets near 0. "
+        "``rewards/margins`` is of sums, whatever the loss takes; it levels off, and one that goes on "
+        "growing asks for a larger beta."
+    )
 
     length_normalise: bool = hyperparameter(True, "means over tokens; false: sums, as the paper writes it")
 
@@ -42,6 +47,11 @@ class SPPO(Objective):
 
     paper: ClassVar[str] = "arXiv 2405.00675"
     formula: ClassVar[str] = "(R_chosen - (p_chosen - 1/2)/beta)^2 + (R_rejected - (p_rejected - 1/2)/beta)^2"
+    watch: ClassVar[str] = (
+        "``loss`` starts at 1/(2 beta^2), half a million by default, and ``grad_norm`` is clipped at every "
+        "step: only their trend counts. ``logps/chosen`` should rise; where both sides fall, lower the "
+        "learning rate."
+    )
 
     beta: float = hyperparameter(1e-3, "1/eta of the paper", gt=0)
     p_chosen: float = hyperparameter(1.0, "probability that chosen wins", ge=0, le=1)
@@ -65,6 +75,11 @@ class CalDPO(Objective):
 
     paper: ClassVar[str] = "arXiv 2412.14516"
     formula: ClassVar[str] = "-log sigmoid(D) + (R_chosen - 1/(2 beta))^2 + (R_rejected + 1/(2 beta))^2"
+    watch: ClassVar[str] = (
+        "``loss`` starts at 1/(2 beta^2), half a million by default, and ``grad_norm`` is clipped at every "
+        "step: only their trend counts. ``rewards/chosen`` should rise towards 1/2 and ``rewards/rejected`` "
+        "fall towards -1/2."
+    )
 
     beta: float = hyperparameter(1e-3, "half the inverse of the calibrated reward", gt=0)
 

@@ -22,6 +22,10 @@ class TDPO1(MarginObjective):
     needs: ClassVar[frozenset[str]] = frozenset({"forward_kl"})
     paper: ClassVar[str] = "arXiv 2404.11999"
     formula: ClassVar[str] = "-log sigmoid(beta*(D - (KL_rejected - KL_chosen)))"
+    watch: ClassVar[str] = (
+        "``kl/chosen`` rises, because the loss pays for that; where it runs ahead of ``kl/rejected``, take "
+        "tdpo2. Rewards hold the KL: ``rewards/chosen`` can rise while ``logps/chosen`` falls."
+    )
 
     def reward(self, side: Completions) -> Tensor:
         """``beta * (R + sequential KL)`` [B], as in the released code."""
@@ -39,6 +43,10 @@ class TDPO2(MarginObjective):
     needs: ClassVar[frozenset[str]] = frozenset({"forward_kl"})
     paper: ClassVar[str] = "arXiv 2404.11999"
     formula: ClassVar[str] = "-log sigmoid(beta*(D - alpha*(KL_rejected - stop_gradient(KL_chosen))))"
+    watch: ClassVar[str] = (
+        "``kl/chosen`` and ``kl/rejected`` grow slowly and together, ``kl/margin`` stays near 0: a larger "
+        "alpha holds it there. ``rewards/margins`` is the logit only with reward_form=logit."
+    )
 
     alpha: float = hyperparameter(0.5, "weight of the sequential KL difference", ge=0)
     reward_form: str = hyperparameter(

@@ -28,6 +28,11 @@ class TISDPO(MarginObjective):
     formula: ClassVar[str] = (
         "-log sigmoid(u_chosen - u_rejected),  u = beta*sum_t w_t (log_ratio_t - eta*KL_t)"
     )
+    watch: ClassVar[str] = (
+        "``rewards/margins`` is of weighted tokens: compare ``rewards/accuracies`` on held-out pairs with a "
+        "run whose weights are transform=random. With eta ``kl/rejected`` rises on purpose; where it runs "
+        "away, lower eta."
+    )
 
     eta: float = hyperparameter(0.0, "weight of the reverse KL, KL(pi || ref)", ge=0)
 
@@ -60,17 +65,24 @@ class TIS(Weighting):
 
     arXiv 2410.04350, Eq. 19: ``k exp(+-mu clip(a_t, low, high))``, + on chosen and - on rejected. The
     released code has no exponential: its transforms take a signed score, a_t on chosen, -a_t on rejected.
-    ``threshold`` and ``origin`` give weights of either sign.
+    ``threshold`` and ``origin`` give weights of either sign. ``random`` takes no score: weights drawn between
+    least and most, by pair and epoch, are what the others are to be compared with.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"positive_logp", "negative_logp"})
     paper: ClassVar[str] = "arXiv 2410.04350"
     formula: ClassVar[str] = "w_t = k*exp(+-mu*clip(log positive(y_t) - log negative(y_t), low, high))"
+    watch: ClassVar[str] = (
+        "``rewards/accuracies`` on held-out pairs against those of transform=random tell what the scores "
+        "are worth. Transforms with negative weights push good tokens down: ``logps/chosen`` that falls "
+        "fast is theirs."
+    )
 
     transform: str = hyperparameter(
         "exponential",
         "how a score becomes a weight: the paper's exponential, or one of the released code's",
-        choices=("exponential", "rank_based", "threshold_and_scale", "threshold", "binary", "origin"),
+        choices=(
+            *("exponential", "rank_based", "threshold_and_scale", "threshold", "binary", "origin", "random"),
+        ),
     )
     k: float = hyperparameter(1.0, "factor of the exponential", gt=0)
     mu: float = hyperparameter(1.0, "slope of the exponential", ge=0)
@@ -79,8 +91,8 @@ class TIS(Weighting):
         "least score, before the transform; -0.5 (exponential), -1.5 (threshold_and_scale), -1 (threshold)",
     )
     high: float | None = hyperparameter(None, "largest score; 1.5 (both), 1 (threshold)")
-    least: float = hyperparameter(0.7, "smallest weight of rank_based and threshold_and_scale")
-    most: float = hyperparameter(1.3, "largest weight of rank_based and threshold_and_scale")
+    least: float = hyperparameter(0.7, "smallest weight of rank_based, threshold_and_scale and random")
+    most: float = hyperparameter(1.3, "largest weight of rank_based, threshold_and_scale and random")
     top_percent: float = hyperparameter(100.0, "share of tokens that binary keeps", ge=0, le=100)
     eos_weight: float | None = hyperparameter(
         None, "weight of a completion's last token; 0 as released, by the transform when not given"
@@ -91,6 +103,13 @@ class TIS(Weighting):
         low, high = self._bounds()
         if not low < high:
             raise ConfigError(f"tis: low={low:g} must be below high={high:g}")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Both models' log-probabilities; something to draw from where weights are random."""
+        if self.transform == "random":
+            return frozenset({"draw_seed"})
+        return frozenset({"positive_logp", "negative_logp"})
 
     def token_weights(self, chosen: Completions, rejected: Completions) -> tuple[Tensor, Tensor]:
         """The weights [B, T] of both sides."""
@@ -103,18 +122,23 @@ class TIS(Weighting):
         return (low if self.low is None else self.low, high if self.high is None else self.high)
 
     def _weights(self, side: Completions, sign: float) -> Tensor:
+        weight = self._drawn(side) if self.transform == "random" else self._scored(side, sign)
+        if self.eos_weight is not None:
+            last = torch.arange(side.mask.shape[1], device=weight.device) == (side.length - 1)[:, None]
+            weight = torch.where(last, self.eos_weight, weight)
+        return weight
+
+    def _drawn(self, side: Completions) -> Tensor:
+        return self.least + (self.most - self.least) * side.uniform("tis")
+
+    def _scored(self, side: Completions, sign: float) -> Tensor:
         advantage = side.added("positive_logp") - side.added("negative_logp")
         # What padding holds is no one's business, NaN included.
         advantage = torch.where(side.mask, advantage, 0.0)
         low, high = self._bounds()
         if self.transform == "exponential":
-            weight = self.k * (sign * self.mu * advantage.clamp(low, high)).exp()
-        else:
-            weight = self._released(sign * advantage, side.mask, low, high)
-        if self.eos_weight is not None:
-            last = torch.arange(side.mask.shape[1], device=weight.device) == (side.length - 1)[:, None]
-            weight = torch.where(last, self.eos_weight, weight)
-        return weight
+            return self.k * (sign * self.mu * advantage.clamp(low, high)).exp()
+        return self._released(sign * advantage, side.mask, low, high)
 
     def _released(self, score: Tensor, mask: Tensor, low: float, high: float) -> Tensor:
         """One of the released code's transforms of the signed scores [B, T]."""

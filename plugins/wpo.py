@@ -22,6 +22,10 @@ class LikelyPairs(Weighting):
     needs: ClassVar[frozenset[str]] = frozenset({"log_collision"})
     paper: ClassVar[str] = "arXiv 2406.11827"
     formula: ClassVar[str] = "loss * min(1, exp(sum over sides of mean_t (log pi(y_t) - log sum_v pi(v)^2)))"
+    watch: ClassVar[str] = (
+        "``weights/loss`` is how much of the pairs counts: near 0 the policy could not have written them "
+        "and learns little; where it falls as training goes on, the policy leaves its data."
+    )
 
     clamp: bool = hyperparameter(True, _CLAMP_HELP)
 
@@ -43,6 +47,10 @@ class WPO(Objective):
     paper: ClassVar[str] = "arXiv 2406.11827"
     formula: ClassVar[str] = (
         "w * (-log sigmoid(beta*D)),  w = min(1, exp(sum of both sides' mean relative logp))"
+    )
+    watch: ClassVar[str] = (
+        "``weights/loss`` is how much of the pairs counts: near 0 the policy could not have written them "
+        "and learns little. ``loss`` has that weight in it: judge by ``rewards/accuracies``."
     )
 
     beta: float = hyperparameter(0.01, "strength of the pull towards the reference", gt=0)

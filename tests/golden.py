@@ -51,10 +51,22 @@ def sides(batch, weights=None):
         extra["prompt_embedding"] = torch.tensor(
             [p["extra"]["prompt_emb"] for p in pairs], dtype=torch.float64
         )
+        seeds = [drawing(len(p[side]["ids"]), tuple(p[side]["extra"]["sample_idx"])) for p in pairs]
+        stats["draw_seed"] = torch.tensor(seeds)
         if weights is not None:
             stats["token_weight"] = padded([each[side] for each in weights]).nan_to_num()
         made.append(tdpo.Completions(mask=~stats["logp"].isnan(), extra=extra, **stats))
     return made
+
+
+@cache
+def drawing(length, places):
+    """A seed of which ``sampo`` draws just these places of a completion, to be found among the first few."""
+    seeds = torch.arange(20_000)
+    unused = torch.zeros(len(seeds), length)
+    side = tdpo.Completions(mask=unused == 0, logp=unused, ref_logp=unused, draw_seed=seeds)
+    drawn = side.uniform("sampo").argsort(-1)[:, : len(places)].sort().values
+    return int((drawn == torch.tensor(sorted(places))).all(-1).nonzero()[0])
 
 
 def inputs(case):

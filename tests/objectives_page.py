@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "objectives.md"
 INTRO = """# Objectives and weightings
 
 Made by `python tests/objectives_page.py` from what the plugins say of themselves; `tdpo plugins describe
-NAME` shows the same. [recipes.md](recipes.md) has runs of more than one command, [plugins.md](plugins.md)
+NAME` shows the same. [recipes.md](recipes.md) has runs of more than one command, [plugins](plugins/index.md)
 says how to write one of your own.
 
     tdpo fit --plugin NAME --set OPTION=VALUE
@@ -43,6 +43,8 @@ def entry(name: str, cls: type) -> str:
     lines = [f"### `{name}`", "", " ".join(summary.split()), "", f"    {cls.formula}", ""]
     if more:
         lines += [" ".join(more.replace("``", "`").split()), ""]
+    if cls.watch:
+        lines += ["*Watch:* " + cls.watch.replace("``", "`"), ""]
     facts = [cls.paper] if cls.paper else []
     facts += ["needs " + ", ".join(f"`{need}`" for need in needs)] if needs else []
     facts += ["a pair's loss depends on its batch"] if getattr(cls, "batch_level", False) else []

@@ -14,6 +14,7 @@ from tdpo.core.objective import CacheFacts, MarginObjective
 from tdpo.plugins import tdpo_objectives, tdpo_weightings
 
 WEIGHTINGS = sorted(tdpo_weightings())
+OF_TOKENS = ("tis", "decay", "bmc", "ld", "sampo")
 MARGINS = sorted(n for n in tdpo_objectives() if isinstance(tdpo.objective(n), MarginObjective))
 V = {"vocab_size": 11}
 
@@ -51,6 +52,9 @@ def test_the_last_token_can_be_given_a_weight_of_its_own():
     [
         ("dpo", ("mallows", V | {"scale": 0.5}), ("mallows_theta", V | {"scale": 0.5})),
         ("dpo", ("decay", {"gamma": 0.9}), ("d2po_decay", {"gamma": 0.9})),
+        ("dpo", ("ld", {"alpha": 0.3}), ("ld_dpo", {"alpha": 0.3})),
+        ("dpo", ("sampo", {}), ("sampo", {})),
+        ("dpo", ("sampo", {"expected": True}), ("sampo", {"expected": True})),
         ("dpo", ("wpo", {}), ("wpo", {})),
         ("dpo", ("bmc", {"cap": 3.0}), ("dpo_bmc", {"cap": 3.0})),
     ],
@@ -74,7 +78,7 @@ def composed(name, weighting):
 
 def refused(name, weighting):
     """Weights of tokens say nothing to an objective that reads no token's log-ratio."""
-    return name in ("simpo", "mrpo") and weighting in ("tis", "decay", "bmc")
+    return name in ("simpo", "mrpo") and weighting in OF_TOKENS
 
 
 @pytest.mark.parametrize(("name", "weighting"), [*product(MARGINS, WEIGHTINGS)])
@@ -86,7 +90,7 @@ def test_every_margin_takes_every_weighting(name, weighting):
         ):
             composed(name, weighting)
         return
-    if name == "tis_dpo" and weighting not in ("tis", "decay", "bmc"):
+    if name == "tis_dpo" and weighting not in OF_TOKENS:
         with pytest.raises(tdpo.TdpoError, match="--plugin tis_dpo weighs tokens and has no weights"):
             composed(name, weighting)
         return
@@ -156,6 +160,21 @@ def test_objectives_add_up_with_their_weights():
     torch.testing.assert_close(loss.loss, first.loss + 0.25 * second.loss)
     torch.testing.assert_close(loss.chosen_reward, first.chosen_reward)
     torch.testing.assert_close(loss.metrics["loss/sft"], second.loss.detach())
+
+
+def test_a_part_reads_the_running_mean_of_its_own():
+    made = compose(["sampo", "bco_pair=0.5"], ["tis"], {"tis.transform": "random", "bco_pair.beta": 0.3})
+    assert made.running == {"bco_pair/reward"}
+    assert made.needs == {"draw_seed"}
+    both = sides("main")
+    alone = tdpo.objective("bco_pair", beta=0.3)
+    assert torch.equal(made.observe(*both)["bco_pair/reward"], alone.observe(*both)["reward"])
+    given = [replace(side, running={"bco_pair/reward": torch.tensor(0.7), "reward": None}) for side in both]
+    shifted = tdpo.objective("bco_pair", beta=0.3, reward_shift=0.7)(*both)
+    loss = made(*given)
+    torch.testing.assert_close(loss.metrics["loss/bco_pair"], shifted.loss.detach())
+    torch.testing.assert_close(loss.metrics["bco/shift"].double(), torch.tensor(0.7).double())
+    assert compose(["sampo", "dpo"], [], {}).running == frozenset()
 
 
 def test_auto_scale_makes_coefficients_average_one():

@@ -3,7 +3,6 @@
 import re
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -27,7 +26,10 @@ def test_every_built_in_objective_passes(name):
     check_objective(built_in(name, objective_class, tdpo.objective), added=VECTORS)
 
 
-@pytest.mark.parametrize("options", [{"eta": 0.5}, {"transform": "rank_based"}, {"transform": "binary"}])
+@pytest.mark.parametrize(
+    "options",
+    [{"eta": 0.5}, {"transform": "rank_based"}, {"transform": "binary"}, {"transform": "random"}],
+)
 def test_what_is_needed_may_depend_on_the_options(options):
     if "eta" in options:
         check_objective(tdpo.objective("tis_dpo", **options))
@@ -50,6 +52,8 @@ class Sound(tdpo.MarginObjective):
 def test_a_sound_one_passes():
     check_objective(Sound)
     check_objective(Sound(beta=2.0))
+    check_objective(Drawing)
+    check_objective(Remembering)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,167 @@ class Unpicklable(Sound):
         object.__setattr__(self, "hook", lambda: None)
 
 
+@dataclass(frozen=True)
+class Astray(Sound):
+    """Watches what no one logs."""
+
+    watch: ClassVar[str] = "``rewards/margins`` grows and ``rewards/margin`` too."
+
+
+@dataclass(frozen=True)
+class Listed(Sound):
+    """Watches figures by a list."""
+
+    watch: ClassVar[str] = ("rewards/margins",)
+
+
+@dataclass(frozen=True)
+class Moody(Sound):
+    """A metric that is a word."""
+
+    def __call__(self, chosen, rejected):
+        found = super().__call__(chosen, rejected)
+        return tdpo.PairLoss(found.loss, found.chosen_reward, found.rejected_reward, {"mood": "fine"})
+
+
+@dataclass(frozen=True)
+class Bare(Sound):
+    """Returns a tensor."""
+
+    def __call__(self, chosen, rejected):
+        return super().__call__(chosen, rejected).loss
+
+
+@dataclass(frozen=True)
+class Restless(Sound):
+    """Draws from torch's state."""
+
+    def margin(self, chosen, rejected):
+        return super().margin(chosen, rejected) * torch.rand(())
+
+
+@dataclass(frozen=True)
+class Wasteful(Sound):
+    """Draws from torch's state what it does not use."""
+
+    def margin(self, chosen, rejected):
+        torch.rand(())
+        return super().margin(chosen, rejected)
+
+
+@dataclass(frozen=True)
+class Drawing(Sound):
+    """Drops tokens at random, as it should."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"draw_seed"})
+    watch: ClassVar[str] = "``rewards/margins`` grows, ``loss/drawing`` falls."
+
+    def reward(self, side):
+        return self.beta * side.sum(torch.where(side.uniform() < 0.5, side.log_ratio, 0.0))
+
+
+@dataclass(frozen=True)
+class Gambling(Drawing):
+    """Drops tokens without saying so."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Seeded(Sound):
+    """Asks for draws that it never makes."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"draw_seed"})
+
+
+@dataclass(frozen=True)
+class Remembering(Sound):
+    """Margins against their mean over the run."""
+
+    running: ClassVar[frozenset[str]] = frozenset({"margin"})
+    watch: ClassVar[str] = "``remembered`` grows."
+
+    def observe(self, chosen, rejected):
+        return {"margin": super().margin(chosen, rejected)}
+
+    def margin(self, chosen, rejected):
+        return super().margin(chosen, rejected) - chosen.running["margin"]
+
+    def __call__(self, chosen, rejected):
+        found = super().__call__(chosen, rejected)
+        figures = {"remembered": chosen.running["margin"]}
+        return tdpo.PairLoss(found.loss, found.chosen_reward, found.rejected_reward, figures)
+
+
+@dataclass(frozen=True)
+class Blank(Remembering):
+    """Observes nothing."""
+
+    def observe(self, chosen, rejected):
+        return {}
+
+
+@dataclass(frozen=True)
+class Averaging(Remembering):
+    """Observes a mean of its batch."""
+
+    def observe(self, chosen, rejected):
+        return {"margin": super().observe(chosen, rejected)["margin"].mean()}
+
+
+@dataclass(frozen=True)
+class Relative(Remembering):
+    """Observes what a pair is among the others."""
+
+    def observe(self, chosen, rejected):
+        found = super().observe(chosen, rejected)["margin"]
+        return {"margin": found * len(found)}
+
+
+@dataclass(frozen=True)
+class Beyond(Remembering):
+    """Observes padding."""
+
+    def observe(self, chosen, rejected):
+        return {"margin": torch.where(chosen.logp.isnan(), 1.0, chosen.logp).sum(-1)}
+
+
+@dataclass(frozen=True)
+class Deaf(Remembering):
+    """Never reads what it asks for."""
+
+    watch: ClassVar[str] = ""
+
+    def margin(self, chosen, rejected):
+        return tdpo.MarginObjective.margin(self, chosen, rejected)
+
+    def __call__(self, chosen, rejected):
+        return tdpo.MarginObjective.__call__(self, chosen, rejected)
+
+
+@dataclass(frozen=True)
+class Curious(Sound):
+    """Reads a mean that it does not ask for."""
+
+    def margin(self, chosen, rejected):
+        return super().margin(chosen, rejected) - chosen.running.get("margin", 0.0)
+
+
 BROKEN = {
+    Astray: "`watch` names ``rewards/margin``, which no run with it logs",
+    Listed: "`watch` is tuple, not text",
+    Moody: r"the metric mood is str, neither \[4\] nor a scalar tensor",
+    Bare: r"returns Tensor, not a tdpo\.PairLoss",
+    Restless: "draws from torch's random state",
+    Wasteful: "draws from torch's random state",
+    Gambling: "reads draw_seed without naming it in `needs`",
+    Seeded: "names draw_seed in `needs` and never reads it",
+    Blank: "observe gives nothing, and `running` names margin",
+    Averaging: r"observe gives margin as \[\], not numbers \[n\]",
+    Relative: "observe gives a margin of a pair that depends on the others of its batch",
+    Beyond: "observe gives a margin that changes when padding holds nan",
+    Deaf: "names margin in `running` and its loss never reads the mean",
+    Curious: "reads the running mean of margin without naming it in `running`",
     Silent: "has no docstring",
     NoFormula: "has no `formula`",
     NoHelp: "the option gamma has no help",
@@ -218,6 +382,14 @@ def test_what_is_broken_fails_for_its_reason(broken):
         check_objective(broken)
     assert re.search(BROKEN[broken], str(caught.value)), caught.value
     assert str(caught.value).startswith(f"{broken.__name__}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sampo", {"expected": True}), ("bco_pair", {"shift": "none"}), ("bco_pair", {"reward_shift": 0.3})],
+)
+def test_other_forms_that_draw_or_remember_nothing_pass_too(name, options):
+    check_objective(tdpo.objective(name, **options))
 
 
 def test_what_is_no_objective_fails():
@@ -281,7 +453,33 @@ class OverPadding(SoundWeight):
         return chosen.logp.mean(-1)
 
 
+@dataclass(frozen=True)
+class RestlessWeight(SoundWeight):
+    """Draws from torch's state."""
+
+    def pair_scale(self, chosen, rejected):
+        return super().pair_scale(chosen, rejected) + torch.rand(())
+
+
+@dataclass(frozen=True)
+class OneSided(SoundWeight):
+    """Weights of the tokens of one side."""
+
+    def token_weights(self, chosen, rejected):
+        return torch.ones_like(chosen.logp)
+
+
+@dataclass(frozen=True)
+class AstrayWeight(SoundWeight):
+    """Watches what no one logs."""
+
+    watch: ClassVar[str] = "``weights/token`` is 1."
+
+
 BROKEN_WEIGHTS = {
+    RestlessWeight: "draws from torch's random state",
+    OneSided: r"token_weights of rejected of 4 pairs is NoneType, not \[4, 6\]",
+    AstrayWeight: "`watch` names ``weights/token``, which no run with it logs",
     Nothing: "gives nothing",
     Flat: r"pair_scale of 4 pairs is \[\], not \[4\]",
     Peeking: "reads ref_entropy without naming it",
@@ -295,29 +493,6 @@ def test_a_broken_weighting_fails_for_its_reason(broken):
     check_weighting(SoundWeight)
     with pytest.raises(ConformanceError, match=BROKEN_WEIGHTS[broken]):
         check_weighting(broken)
-
-
-def test_the_page_about_plugins_says_what_works(tmp_path, monkeypatch):
-    """Every block of code of docs/plugins.md as the file that it says it is; its own test is run."""
-    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
-    blocks = re.findall(r"```python\n# (\S+)\n(.*?)```", page, re.DOTALL)
-    for place, code in blocks:
-        path = tmp_path / place
-        path.parent.mkdir(exist_ok=True)
-        with path.open("a") as file:
-            file.write(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    import my_package.plugin as hooks
-
-    assert hooks.tdpo_objectives() == {"squared": "my_package.objective:Squared"}
-    assert hooks.tdpo_weightings() == {"sure": "my_package.weighting:Sure"}
-    assert set(hooks.tdpo_statistics()) == {"prompt-embedding", "surprisal"}
-    names = {"__name__": "page"}
-    exec((tmp_path / "tests" / "test_my_package.py").read_text(), names)
-    names["test_they_keep_to_the_contract"]()
-    from my_package.weighted import Weighted
-
-    check_objective(Weighted)
 
 
 def test_the_kit_warns_of_nothing():

@@ -1,5 +1,6 @@
 """Built-in objectives against the golden vectors, and their gradients against two independent truths."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from golden import EXTRA, FIELDS, SIDES, golden, inputs, sides, vectors
 from objectives_page import PAGE, page
 
 import tdpo
-from tdpo.plugins import tdpo_objectives
+from tdpo.core.registry import objective_class, weighting_class
+from tdpo.plugins import tdpo_objectives, tdpo_weightings
 
 BUILT_IN = sorted(tdpo_objectives())
 NAIVE = ("dpo", "tdpo1", "tdpo2")
@@ -26,8 +28,30 @@ def cases():
     ]
 
 
-def test_every_built_in_objective_has_golden_cases():
-    assert set(BUILT_IN) - {"sft"} <= {case["objective"] for case in vectors()["cases"]}
+def test_every_golden_objective_is_built_in():
+    assert {case["objective"] for case in vectors()["cases"]} == set(BUILT_IN) - {"sft"}
+
+
+@pytest.mark.parametrize("name", [*BUILT_IN, *tdpo_weightings()])
+def test_each_says_which_figures_to_watch(name):
+    for find in (objective_class, weighting_class):
+        if name in (tdpo_objectives() if find is objective_class else tdpo_weightings()):
+            assert "``" in find(name).watch
+
+
+@pytest.mark.parametrize("batch", ["main", "edge"])
+def test_bco_outside_of_a_fit_is_shifted_by_the_batch_and_in_one_by_the_run(batch):
+    for case in vectors()["cases"]:
+        if case["objective"] == "bco_batch" and case["batch"] == batch:
+            made = sides(batch)
+            objective = tdpo.objective("bco_pair", **case["hparams"])
+            np.testing.assert_allclose(objective(*made).loss.detach(), case["loss"], rtol=1e-9)
+            rewards = objective.observe(*made)["reward"].detach()
+            assert rewards.tolist() == pytest.approx(case["chosen_reward"] + case["rejected_reward"])
+            given = [replace(side, running={"reward": torch.tensor(0.7)}) for side in made]
+            constant = tdpo.objective("bco_pair", **case["hparams"], reward_shift=0.7)
+            torch.testing.assert_close(objective(*given).loss, constant(*made).loss)
+            assert constant.running == tdpo.objective("bco_pair", shift="none").running == frozenset()
 
 
 @pytest.mark.filterwarnings("ignore:label_smoothing=0.5", "ignore:gamma=")
@@ -159,6 +183,7 @@ def test_losses_and_gradients_stay_finite_at_the_extremes(name, dtype, size):
         "log_collision": -one,
         "ref_entropy": 0.0 * one,
         "token_weight": 2.0 * one,
+        "draw_seed": torch.arange(2),
         "extra": dict.fromkeys((*EXTRA.values(), "advantage", "prompt_embedding"), one),
     }
     chosen = tdpo.Completions(ref_logp=logp.detach() - size, forward_kl=0 * one, **common)
@@ -185,6 +210,22 @@ def test_a_statistic_that_was_not_declared_says_so():
     bare = tdpo.Completions(mask=mask, logp=torch.zeros(1, 2), ref_logp=torch.zeros(1, 2))
     with pytest.raises(ValueError, match="needs"):
         tdpo.objective("tdpo1")(bare, bare)
+
+
+def test_describe_shows_what_to_watch_and_what_is_kept_over_a_run():
+    from click.testing import CliRunner
+
+    from tdpo.core.cli import tdpo as command
+
+    def described(*words):
+        return CliRunner().invoke(command, ["plugins", "describe", *words]).stdout
+
+    text = described("bco_pair")
+    assert "  watch  ``rewards/chosen`` goes above ``bco/shift``" in text
+    assert "  reads  means over the run so far: reward" in text
+    found = json.loads(described("tdpo1", "--json"))
+    assert found["watch"] == objective_class("tdpo1").watch
+    assert found["running"] == []
 
 
 def test_the_page_about_objectives_says_what_they_say():

@@ -16,13 +16,18 @@ from tdpo import MarginObjective, hookimpl
 CALLS = Counter()
 
 
+def of_a_model(side):
+    """Whether a policy was asked; before one is loaded, a fit tries its objective on made-up values."""
+    return side.logp.grad_fn is not None or not side.logp.requires_grad
+
+
 @dataclass(frozen=True)
 class Trouble(MarginObjective):
     """DPO, until the trouble comes."""
 
     def __call__(self, chosen, rejected):
         found = super().__call__(chosen, rejected)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not of_a_model(chosen):
             return found
         CALLS["trained"] += 1
         kind, call, *rank = os.environ.get("TROUBLE", "none:0").split(":")
@@ -57,7 +62,8 @@ class Large(MarginObjective):
     """DPO beside which it asks for more memory than there is."""
 
     def margin(self, chosen, rejected):
-        torch.empty(2**60, dtype=torch.uint8)
+        if of_a_model(chosen):
+            torch.empty(2**60, dtype=torch.uint8)
         return super().margin(chosen, rejected)
 
 

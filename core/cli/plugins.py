@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..errors import ConfigError, PluginError
 
 if TYPE_CHECKING:
     from ..registry import Registered
+
+_WIDTH = 110
 
 
 @click.group()
@@ -108,16 +111,21 @@ def _description(name: str, kind: str, distribution: str, cls: Any) -> dict[str,
     if kind == "statistic":
         described["columns"] = {column: asdict(each) for column, each in cls.columns.items()}
     else:
-        described |= {"formula": cls.formula, "paper": cls.paper, "needs": ["logp", "ref_logp", *_needs(cls)]}
+        described |= {
+            "formula": cls.formula,
+            "paper": cls.paper,
+            "needs": ["logp", "ref_logp", *_by_default(cls, "needs")],
+            "watch": cls.watch,
+        }
     if kind == "objective":
-        described["batch_level"] = cls.batch_level
+        described |= {"batch_level": cls.batch_level, "running": _by_default(cls, "running")}
     return {**described, "options": _options(cls)}
 
 
-def _needs(cls: Any) -> list[str]:
+def _by_default(cls: Any, names: str) -> list[str]:
     """What it reads with its default options, on which that may depend."""
     try:
-        return sorted(cls().needs)
+        return sorted(getattr(cls(), names))
     except (ConfigError, TypeError):
         return []
 
@@ -132,12 +140,20 @@ def _text(one: dict[str, Any]) -> str:
         lines.append(f"  needs  {', '.join(one['needs'])}")
     if one.get("batch_level"):
         lines.append("  batch  a pair's loss depends on the other pairs of its batch")
+    if one.get("running"):
+        lines.append(f"  reads  means over the run so far: {', '.join(one['running'])}")
+    if one.get("watch"):
+        lines += _watch_lines(one["watch"])
     if "columns" in one:
         lines += ["columns:"]
         lines += [f"  {name:<18}{c['shape']}, {c['dtype']}: {c['doc']}" for name, c in one["columns"].items()]
     if one["options"]:
         lines += ["", "options (--set NAME=VALUE):", *map(_option_line, one["options"])]
     return "\n".join(lines)
+
+
+def _watch_lines(watch: str) -> list[str]:
+    return textwrap.wrap(watch, _WIDTH, initial_indent="  watch  ", subsequent_indent=" " * 9)
 
 
 def _option_line(option: dict[str, Any]) -> str:

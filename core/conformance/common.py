@@ -2,11 +2,22 @@
 
 import copy
 import pickle
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import TdpoError
+
+LOGGED = (
+    *("loss", "entropy", "grad_norm", "learning_rate", "weights/pair", "weights/loss"),
+    *("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins"),
+    *("logps/chosen", "logps/rejected", "kl/chosen", "kl/rejected", "kl/margin"),
+)
+"""Figures of every run, where its objective, weightings and cache give them."""
 
 
 class ConformanceError(AssertionError):
@@ -58,6 +69,42 @@ def options_are_checked(one: Any, added: Mapping[str, int]) -> None:
                 one,
                 f"takes {field.name}={value!r}, which it declares out of range: call super().__post_init__()",
             )
+
+
+def watches_what_is_logged(one: Any, own: Iterable[str]) -> None:
+    """Check that ``watch`` names no figure that a run would not log.
+
+    Args:
+        one: an objective or a weighting.
+        own: names of its own metrics.
+    """
+    if not isinstance(one.watch, str):
+        fail(one, f"`watch` is {type(one.watch).__name__}, not text")
+    for name in re.findall(r"``([^`]+)``", one.watch):
+        if name not in {*LOGGED, *own} and not name.startswith("loss/"):
+            fail(one, f"`watch` names ``{name}``, which no run with it logs")
+
+
+def draws_by_seed(one: Any, values: Callable[[], Sequence[Tensor]]) -> None:
+    """Check that every pass draws the same, of ``draw_seed``, and not of what torch has drawn before.
+
+    Args:
+        one: an objective or a weighting.
+        values: what it gives for a batch.
+    """
+    found, moved = [], False
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            before = torch.get_rng_state()
+            found.append(values())
+            moved = moved or not torch.equal(before, torch.get_rng_state())
+    if moved or not all(torch.equal(a, b) for a, b in zip(*found, strict=True)):
+        fail(
+            one,
+            "draws from torch's random state, so that another pass of a pair gives something else: draw with "
+            "side.uniform, and name draw_seed in `needs`",
+        )
 
 
 def copies(one: Any) -> Iterator[tuple[str, Any]]:

@@ -20,9 +20,26 @@ class Watched(Completions):
     seen: Any = None
 
     def __getattribute__(self, name: str) -> Any:
-        if name in STATISTICS or name in ("logp", "ref_logp"):
+        if name in (*STATISTICS, "logp", "ref_logp", "draw_seed"):
             object.__getattribute__(self, "seen").add(name)
         return object.__getattribute__(self, name)
+
+
+class Means(dict[str, Tensor]):
+    """Running means by their names; those that are read are noted in ``read``."""
+
+    def __init__(self, values: Mapping[str, Tensor], read: set[str]):
+        super().__init__(values)
+        self.noted = read
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.noted.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of any mapping."""
+        self.noted.add(name)
+        return super().get(name, default)
 
 
 class Extra(Mapping[str, Tensor]):
@@ -79,9 +96,10 @@ def _side(added: Mapping[str, int], pairs: int, seed: int, dtype: torch.dtype, s
     def some() -> Tensor:
         return (torch.rand(mask.shape, generator=generator, dtype=torch.float64) * 2 + 0.05).to(dtype)
 
-    values = {name: some() for name in STATISTICS}
+    values: dict[str, Any] = {name: some() for name in STATISTICS}
     values |= {"logp": -some(), "ref_logp": -some(), "log_collision": -some()}
     values["token_weight"] = torch.where(mask, values["token_weight"], 0.0)
+    values["draw_seed"] = torch.randint(1 << 62, (pairs,), generator=generator)
     for name in WITH_GRADIENT:
         values[name].requires_grad_()
     return Watched(mask=mask, extra=Extra(mask, added, dtype, seed, seen), seen=seen, **values)
@@ -89,9 +107,14 @@ def _side(added: Mapping[str, int], pairs: int, seed: int, dtype: torch.dtype, s
 
 def rows(side: Watched, chosen: Any) -> Watched:
     """The side of some of its pairs, ``chosen`` an index of the first dimension; without gradient."""
-    values = {f.name: getattr(side, f.name) for f in fields(Completions) if f.name != "extra"}
-    values = {name: value.detach()[chosen] for name, value in values.items() if value is not None}
+    values: dict[str, Any] = {name: value.detach()[chosen] for name, value in tensors(side).items()}
     return replace(side, **values, extra=_Rows(side.extra, chosen))
+
+
+def tensors(side: Completions) -> dict[str, Tensor]:
+    """The fields of a side that are tensors."""
+    values = {f.name: getattr(side, f.name) for f in fields(Completions)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 class _Rows(Mapping[str, Tensor]):
@@ -114,11 +137,10 @@ class _Rows(Mapping[str, Tensor]):
 def padded_with(side: Watched, fill: float) -> Watched:
     """The side with ``fill`` wherever there is padding; statistics are leaves again."""
     values: dict[str, Any] = {}
-    for f in fields(Completions):
-        value = getattr(side, f.name)
-        # Token weights and added statistics are 0 at padding, always.
-        if f.name in ("mask", "extra", "token_weight") or value is None:
+    for name, value in tensors(side).items():
+        # Token weights and added statistics are 0 at padding, always; seeds are a side's.
+        if name in ("mask", "token_weight", "draw_seed"):
             continue
-        values[f.name] = torch.where(side.mask, value.detach(), fill)
-        values[f.name].requires_grad_(f.name in WITH_GRADIENT)
+        values[name] = torch.where(side.mask, value.detach(), fill)
+        values[name].requires_grad_(name in WITH_GRADIENT)
     return replace(side, **values)

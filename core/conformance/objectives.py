@@ -1,18 +1,20 @@
 """The checks of an objective, one after another; the first that fails says what is wrong."""
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import Completions, Objective, PairLoss
-from .common import copies, declared, fail, options_are_checked
+from ..objective import Objective, PairLoss
+from .common import copies, declared, draws_by_seed, fail, options_are_checked, watches_what_is_logged
 from .constants import differences
-from .made_up import WITH_GRADIENT, Watched, batch, padded_with, rows
+from .made_up import WITH_GRADIENT, Means, Watched, batch, padded_with, rows, tensors
+from .results import observed_faults, result_faults
 
 _ALWAYS = {"logp", "ref_logp"}
+_HALVES = (slice(0, 2), slice(2, 4))
 
 
 def check_objective(
@@ -20,11 +22,12 @@ def check_objective(
 ) -> None:
     """Check that an objective keeps to the contract of :class:`tdpo.Objective`.
 
-    That it is documented and its options are checked; its results' shapes; that padding never matters; its
-    gradients, by finite differences in float64; that neither the order of the pairs nor the other pairs of a
-    batch matter (unless it is ``batch_level``); that it reads what it declares and nothing else; that it is
-    finite at extremes in float32 and bfloat16, survives pickling and copying, and gives on a GPU, where there
-    is one, what it gives on the CPU.
+    That it is documented, watches figures that are logged, and its options are checked; its results' shapes;
+    that padding never matters; its gradients, by finite differences in float64; that neither the order of the
+    pairs nor the other pairs of a batch matter (unless it is ``batch_level``), nor torch's random state; that
+    it reads what it declares and nothing else, running means among that; that it is finite at extremes in
+    float32 and bfloat16, survives pickling and copying, and gives on a GPU, where there is one, what it gives
+    on the CPU.
 
     Args:
         objective: the class, tried with its defaults, or an instance.
@@ -41,6 +44,8 @@ def check_objective(
     for check in (
         options_are_checked,
         _shapes,
+        _draws,
+        _observes,
         _reads_what_it_declares,
         _padding_never_matters,
         _gradients,
@@ -52,42 +57,68 @@ def check_objective(
         check(one, added)
 
 
-def _run(objective: Objective, chosen: Completions, rejected: Completions) -> PairLoss:
-    found = objective(chosen, rejected)
-    if not isinstance(found, PairLoss):
-        fail(objective, f"returns {type(found).__name__}, not a tdpo.PairLoss")
-    return found
+def _run(objective: Objective, chosen: Watched, rejected: Watched) -> PairLoss:
+    return objective(*_with_means(objective, chosen, rejected))
+
+
+def _with_means(
+    objective: Objective, chosen: Watched, rejected: Watched, read: set[str] | None = None
+) -> list[Watched]:
+    """The sides as a fit gives them to what reads running means: constants, far from those of the batch."""
+    values = {
+        name: torch.tensor(0.25 + at, dtype=chosen.logp.dtype, device=chosen.logp.device)
+        for at, name in enumerate(sorted(objective.running))
+    }
+    means = Means(values, set() if read is None else read)
+    given = [replace(side, running=means) for side in (chosen, rejected)]
+    # Copying them reads all of them.
+    for side in given:
+        side.seen.clear()
+    return given
 
 
 def _shapes(objective: Objective, added: Mapping[str, int]) -> None:
     found = _run(objective, *batch(added))
-    for name, value in (
-        ("loss", found.loss),
-        ("chosen_reward", found.chosen_reward),
-        ("rejected_reward", found.rejected_reward),
-    ):
-        if not isinstance(value, Tensor) or value.shape != (4,):
-            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            fail(objective, f"{name} of 4 pairs is {shape}, not [4]")
-        if value.dtype != torch.float64:
-            fail(
-                objective,
-                f"{name} of float64 statistics is {value.dtype}: something in it is of lower precision",
-            )
-    for name, value in found.metrics.items():
-        if not isinstance(value, Tensor) or value.shape not in ((), (4,)):
-            fail(objective, f"the metric {name} is neither [4] nor a scalar tensor")
-    if not found.loss.requires_grad:
-        fail(objective, "the loss has no gradient")
-    logged = {"chosen_reward": found.chosen_reward, "rejected_reward": found.rejected_reward, **found.metrics}
-    for name, value in logged.items():
-        if value.requires_grad:
-            fail(objective, f"{name} has a gradient: detach what is only logged")
+    for fault in result_faults(found, 4):
+        fail(objective, fault)
+    for name in ("loss", "chosen_reward", "rejected_reward"):
+        dtype = getattr(found, name).dtype
+        if dtype != torch.float64:
+            fail(objective, f"{name} of float64 statistics is {dtype}: something in it is of lower precision")
+    watches_what_is_logged(objective, found.metrics)
+
+
+def _observes(objective: Objective, added: Mapping[str, int]) -> None:
+    """What is kept over a run depends on the pairs trained on, and on nothing else."""
+    if not objective.running:
+        return
+    sides = batch(added, seed=2)
+    found = objective.observe(*sides)
+    for fault in observed_faults(objective.running, found):
+        fail(objective, fault)
+    parts = [objective.observe(*(rows(side, half) for side in sides)) for half in _HALVES]
+    padded = objective.observe(*(padded_with(side, float("nan")) for side in sides))
+    for name, values in found.items():
+        whole = values.detach().sum()
+        if sum(len(part[name]) for part in parts) != len(values) or not torch.allclose(
+            whole, parts[0][name].detach().sum() + parts[1][name].detach().sum()
+        ):
+            fail(objective, f"observe gives a {name} of a pair that depends on the others of its batch")
+        if not torch.equal(values, padded[name]):
+            fail(objective, f"observe gives a {name} that changes when padding holds nan")
 
 
 def _reads_what_it_declares(objective: Objective, added: Mapping[str, int]) -> None:
     chosen, rejected = batch(added)
-    _run(objective, chosen, rejected)
+    means: set[str] = set()
+    objective(*_with_means(objective, chosen, rejected, means))
+    if unread := objective.running - means:
+        fail(objective, f"names {', '.join(sorted(unread))} in `running` and its loss never reads the mean")
+    if strange := means - objective.running:
+        fail(
+            objective,
+            f"reads the running mean of {', '.join(sorted(strange))} without naming it in `running`",
+        )
     read = set(chosen.seen) | set(rejected.seen)
     # Every log-ratio looks for weights; that asks for nothing.
     undeclared = read - _ALWAYS - set(objective.needs) - {"token_weight"}
@@ -168,10 +199,13 @@ def _order_and_company(objective: Objective, added: Mapping[str, int]) -> None:
 
 def _halves_are_the_whole(objective: Objective, added: Mapping[str, int], seed: int) -> bool:
     sides = batch(added, seed=seed)
-    halves = [
-        _run(objective, *(rows(side, half) for side in sides)).loss for half in (slice(0, 2), slice(2, 4))
-    ]
+    halves = [_run(objective, *(rows(side, half) for side in sides)).loss for half in _HALVES]
     return torch.allclose(torch.cat(halves).detach(), _run(objective, *sides).loss.detach())
+
+
+def _draws(objective: Objective, added: Mapping[str, int]) -> None:
+    sides = batch(added)
+    draws_by_seed(objective, lambda: [_run(objective, *sides).loss.detach()])
 
 
 def _finite_at_extremes(objective: Objective, added: Mapping[str, int]) -> None:
@@ -220,6 +254,6 @@ def _devices(objective: Objective, added: Mapping[str, int]) -> None:
 
 
 def _to(side: Watched, device: str) -> Watched:
-    values = {f.name: getattr(side, f.name) for f in fields(Completions) if f.name != "extra"}
     extra = {name: side.extra[name].to(device) for name in [*side.seen]}
-    return replace(side, **{name: value.to(device) for name, value in values.items()}, extra=extra)
+    values: dict[str, Any] = {name: value.to(device) for name, value in tensors(side).items()}
+    return replace(side, **values, extra=extra)

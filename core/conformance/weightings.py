@@ -1,15 +1,14 @@
 """The checks of a weighting."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..objective import Completions
 from ..weighting import Weighting
-from .common import copies, declared, fail, options_are_checked
+from .common import copies, declared, draws_by_seed, fail, options_are_checked, watches_what_is_logged
 from .made_up import Watched, batch, padded_with, rows
+from .results import given, weight_faults
 
 
 def check_weighting(
@@ -17,9 +16,9 @@ def check_weighting(
 ) -> None:
     """Check that a weighting keeps to the contract of :class:`tdpo.Weighting`.
 
-    That it is documented and its options are checked, that it gives something, finite and of the right
-    shapes, that neither padding nor the other pairs of a batch matter, that it reads what it declares and
-    nothing else, and that it survives pickling and copying.
+    That it is documented, watches figures that are logged and checks its options, that it gives something,
+    finite and of the right shapes, that neither padding nor the other pairs of a batch nor torch's random
+    state matter, that it reads what it declares and nothing else, and that it survives pickling and copying.
 
     Args:
         weighting: the class, tried with its defaults, or an instance.
@@ -35,7 +34,9 @@ def check_weighting(
     one: Weighting = cls() if isinstance(weighting, type) else weighting
     for check in (
         options_are_checked,
+        _watch,
         _shapes,
+        _draws,
         _reads_what_it_declares,
         _padding_never_matters,
         _company,
@@ -44,30 +45,14 @@ def check_weighting(
         check(one, added)
 
 
-def given(weighting: Weighting, chosen: Completions, rejected: Completions) -> dict[str, Tensor]:
-    """All that it gives for a batch, by name."""
-    found: dict[str, Any] = {
-        "pair_scale": weighting.pair_scale(chosen, rejected),
-        "loss_weight": weighting.loss_weight(chosen, rejected),
-    }
-    if (tokens := weighting.token_weights(chosen, rejected)) is not None:
-        found |= {"token_weights of chosen": tokens[0], "token_weights of rejected": tokens[1]}
-    return {name: value for name, value in found.items() if value is not None}
+def _watch(weighting: Weighting, added: Mapping[str, int]) -> None:
+    watches_what_is_logged(weighting, ())
 
 
 def _shapes(weighting: Weighting, added: Mapping[str, int]) -> None:
-    chosen, rejected = batch(added)
-    found = given(weighting, chosen, rejected)
-    if not found:
-        fail(weighting, "gives nothing: override token_weights, pair_scale or loss_weight")
-    for name, value in found.items():
-        want = (4,) if name in ("pair_scale", "loss_weight") else tuple(chosen.mask.shape)
-        if tuple(value.shape) != want:
-            fail(weighting, f"{name} of 4 pairs is {list(value.shape)}, not {list(want)}")
-        side = rejected if name.endswith("rejected") else chosen
-        values = value if len(want) == 1 else value[side.mask]
-        if not bool(values.isfinite().all()):
-            fail(weighting, f"{name} is not finite")
+    sides = batch(added)
+    for fault in weight_faults(given(weighting, *sides), *sides):
+        fail(weighting, fault)
 
 
 def _reads_what_it_declares(weighting: Weighting, added: Mapping[str, int]) -> None:
@@ -109,6 +94,11 @@ def _company(weighting: Weighting, added: Mapping[str, int]) -> None:
     for name, value in half.items():
         if not torch.allclose(value.detach(), whole[name][:2].detach(), equal_nan=True):
             fail(weighting, f"{name} of a pair depends on the other pairs of its batch")
+
+
+def _draws(weighting: Weighting, added: Mapping[str, int]) -> None:
+    sides = batch(added)
+    draws_by_seed(weighting, lambda: [*_at_tokens(given(weighting, *sides), sides).values()])
 
 
 def _copies(weighting: Weighting, added: Mapping[str, int]) -> None:

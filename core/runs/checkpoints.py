@@ -65,13 +65,28 @@ def best_checkpoint(folder: Path, step: int) -> Path:
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> Path | None:
     """The newest whole checkpoint of a run, or None."""
-    return next((path for path in reversed(_found(folder)) if is_whole(path)), None)
+    return next((path for path in reversed(checkpoints(folder)) if is_whole(path)), None)
+
+
+def running_means(folder: str | os.PathLike[str]) -> dict[str, float]:
+    """The means over the run so far that its objective read when the model was saved that it keeps.
+
+    Name -> mean; empty where there are none, or no checkpoint is left.
+    """
+    last = last_checkpoint(folder)
+    if last is None:
+        return {}
+    try:
+        content = _read_json(kept_checkpoint(last) / PROCESS_FILE.format(rank=0)) or {}
+    except ConfigError:
+        return {}
+    return {name: total / n for name, (total, n) in content.get("running", {}).items() if n}
 
 
 def remove_later(folder: str | os.PathLike[str], checkpoint: Path | None) -> list[Path]:
     """Remove the checkpoints after ``checkpoint``, or all, that were cut short; returns what there was."""
-    kept = _step(checkpoint) if checkpoint is not None else -1
-    later = [path for path in _found(folder) if _step(path) > kept]
+    kept = checkpoint_step(checkpoint) if checkpoint is not None else -1
+    later = [path for path in checkpoints(folder) if checkpoint_step(path) > kept]
     for path in later:
         shutil.rmtree(path)
     return later
@@ -87,6 +102,17 @@ def is_whole(checkpoint: Path) -> bool:
         and all((checkpoint / name).is_file() for name in [*names, STATE_FILE])
         and all(any(any(checkpoint.glob(one)) for one in kinds) for kinds in (_WEIGHTS, _OPTIMISER))
         and all(_is_whole_file(path) for path in checkpoint.rglob("*") if path.is_file())
+    )
+
+
+def holds_model(folder: Path) -> bool:
+    """Whether a model lies in a folder, or a LoRA, in files that were written to their end."""
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    configs = [path for name in ("config.json", "adapter_config.json") if (path := folder / name).is_file()]
+    return (
+        bool(weights and configs)
+        and all(map(_is_whole_file, [*weights, *configs]))
+        and all(map(_is_whole_file, folder.glob("*.index.json")))
     )
 
 
@@ -116,12 +142,14 @@ def _is_whole_safetensors(path: Path) -> bool:
     return size == 8 + length + max(ends, default=0)
 
 
-def _found(folder: str | os.PathLike[str]) -> list[Path]:
+def checkpoints(folder: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints in a run's folder, whole or not, in order of their steps."""
     paths = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
-    return sorted(paths, key=_step)
+    return sorted(paths, key=checkpoint_step)
 
 
-def _step(checkpoint: Path) -> int:
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step that a checkpoint was saved after."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 

@@ -1,8 +1,7 @@
 """A run that was made, opened to be looked at: its options, what it was made of, its figures, its model."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from ..config.file import CONFIG_FILE, fit_config, read_config
 from ..config.fit import FitConfig
 from ..errors import CacheError, ConfigError
 from .lines import METRICS_FILE, StepLines
-from .record import RECORD_FILE
+from .record import RECORD_FILE, read_record
+
+# Levels of folders below the one named that runs are looked for in.
+DEPTH = 3
 
 _MODEL_FILES = ("config.json", "adapter_config.json")
 
@@ -45,19 +47,34 @@ class RunFolder:
             raise ConfigError(
                 f"{folder}: no such folder; give the folder that tdpo fit wrote, such as runs/dpo"
             )
-        if not (folder / CONFIG_FILE).is_file() or not read_config(folder / CONFIG_FILE)["fit"]:
+        if not is_run(folder):
             raise ConfigError(
                 f"{folder}: is no run of tdpo fit (its {CONFIG_FILE} with the options of one is missing)"
                 f"{_near(folder)}"
             )
         config = fit_config({}, folder / CONFIG_FILE)
         events, cut = StepLines(folder / METRICS_FILE).read()
-        return cls(folder, config, _read_object(folder / RECORD_FILE), events, cut)
+        return cls(folder, config, read_record(folder), events, cut)
 
     @property
     def name(self) -> str:
         """The folder's own name."""
         return self.path.resolve().name
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How it came to be (:mod:`~tdpo.core.training.provenance`); empty where that is not recorded."""
+        return self.record.get("provenance") or {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether it came to its end; one that goes on with ``--resume`` did so before."""
+        return self.has_model and (not self.provenance or self.provenance.get("finished") is not None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step whose policy a finished run kept, where that was chosen by a figure."""
+        return (self.provenance.get("finished") or {}).get("best_step")
 
     @property
     def steps(self) -> int:
@@ -66,8 +83,8 @@ class RunFolder:
 
     @property
     def has_model(self) -> bool:
-        """Whether the policy was saved, as a model or a LoRA: the run came to its end."""
-        return any((self.path / name).is_file() for name in _MODEL_FILES)
+        """Whether the policy was saved, as a model or a LoRA."""
+        return _has_model(self.path)
 
     def curve(self, figure: str) -> list[tuple[int, float]]:
         """The values of a logged figure, such as ``eval_loss``, by step; none where it is not logged."""
@@ -133,17 +150,13 @@ def open_runs(paths: Sequence[str | os.PathLike[str]]) -> list[RunFolder]:
     return [RunFolder.open(path) for path in paths]
 
 
-def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
-    """The runs in a folder, itself among them, in order of name; folders that are none are passed over.
+def find_runs(folder: str | os.PathLike[str], depth: int = DEPTH) -> list[RunFolder]:
+    """The runs in a folder, itself among them, in order of name; those that cannot be read are passed over.
 
-    Raises:
-        ConfigError: there is no such folder.
+    Raises as :func:`run_folders`.
     """
-    above = Path(folder)
-    if not above.is_dir():
-        raise ConfigError(f"{above}: no such folder; give the folder that holds the runs, such as runs")
     found = []
-    for path in (above, *sorted(one for one in above.iterdir() if one.is_dir())):
+    for path in run_folders(folder, depth):
         try:
             found.append(RunFolder.open(path))
         except ConfigError:
@@ -151,16 +164,50 @@ def find_runs(folder: str | os.PathLike[str]) -> list[RunFolder]:
     return found
 
 
+def run_folders(folder: str | os.PathLike[str], depth: int = DEPTH) -> list[Path]:
+    """The folders of runs in a folder, itself among them, in order of name.
+
+    Args:
+        folder: that holds them.
+        depth: how many levels of folders below it are looked into; a run's own are not.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    above = Path(folder)
+    if not above.is_dir():
+        raise ConfigError(f"{above}: no such folder; give the folder that holds the runs, such as runs")
+    return list(_walk(above, depth))
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    if is_run(folder):
+        yield folder
+    elif depth and os.access(folder, os.R_OK | os.X_OK):
+        # Links are not followed: they may lead around in a circle.
+        inside = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        for path in sorted(path for path in inside if not path.name.startswith(".")):
+            yield from _walk(path, depth - 1)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether ``tdpo fit`` wrote this folder: its options are there, and something that came of them.
+
+    A ``tdpo.yaml`` alone says what is to be run.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return False
+    if any((folder / name).is_file() for name in (RECORD_FILE, METRICS_FILE)):
+        return True
+    return _has_model(folder) and bool(read_config(folder / CONFIG_FILE)["fit"])
+
+
+def _has_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _MODEL_FILES)
+
+
 def _near(folder: Path) -> str:
     inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG_FILE}"))
     if (folder / "manifest.json").is_file():
         return "; it is a cache: see tdpo cache info"
     return f"; there are some in it: {', '.join(map(str, inside[:3]))}" if inside else ""
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -75,7 +75,32 @@ def _content(reader: Any) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``record`` into the folder of a run."""
+    """Write ``record`` into the folder of a run; one that is resumed keeps how it began."""
+    before = read_record(folder).get("provenance")
+    now = record.get("provenance", {})
+    if before and now:
+        again = {name: now[name] for name in ("created", "versions", "hardware") if name in now}
+        resumed = [*before.get("resumed", []), again]
+        record = {**record, "provenance": {**before, "finished": None, "resumed": resumed}}
+    _write(folder, record)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record in the folder of a run; empty where there is none that can be read."""
+    try:
+        found = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def record_end(folder: Path, **figures: Any) -> None:
+    """Enter into the record of a run that it has come to its end, and with what."""
+    record = read_record(folder)
+    _write(folder, {**record, "provenance": {**record.get("provenance", {}), "finished": figures}})
+
+
+def _write(folder: Path, record: Mapping[str, Any]) -> None:
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
@@ -85,11 +110,8 @@ def check_record(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: says what is different, and in what.
     """
-    try:
-        before = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = None
-    if not isinstance(before, dict):
+    before = read_record(folder)
+    if not before:
         raise ConfigError(
             f"--resume: {folder} has no readable {RECORD_FILE}, so nothing says what it was trained from; "
             "start a new run"

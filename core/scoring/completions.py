@@ -1,6 +1,7 @@
 """From the policy's scores and the cache's columns to the two sides an objective is given."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def completions(
     """
     mask = completion_mask(batch["lengths"])
     logp = to_padded(scores.logp, mask)
-    fields: dict[str, Tensor] = {
+    fields: dict[str, Any] = {
         "mask": mask,
         "logp": logp[..., 0],
         "ref_logp": to_padded(batch["ref_logp"], mask).to(logp.dtype),

@@ -6,13 +6,15 @@ from typing import Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerState
 
+from ...cache.manifest import plain_json
 from ..checks import check_batch_level, statistics_to_read
 from ..config.fit import FitConfig
 from ..fit_request import FitRequest
 from ..objective import Objective
 from ..runs.checkpoints import STATE_FILE, is_finished, kept_checkpoint, last_checkpoint
+from ..runs.figures import kept_figures
 from ..runs.output import is_first_process, prepare_output
-from ..runs.record import run_record
+from ..runs.record import record_end, run_record
 from .arguments import training_arguments
 from .card import write_card
 from .data import CachedPairs
@@ -21,6 +23,7 @@ from .layout import check_layout, choose_batching
 from .log import ConsoleLog, MetricsFile
 from .policy import open_policy, save_policy
 from .precision import check_precision, rounding_notice
+from .provenance import now, run_provenance
 from .rehearsal import rehearse
 from .result import FitResult
 from .samples import Samples, check_samples
@@ -119,6 +122,7 @@ def _prepare_folder(request: FitRequest, arguments: Any, *, quiet: bool) -> Path
     cut_short: list[Path] = []
     if is_first_process():
         record = run_record(request.objective, request.reader, request.evaluations, request.policy, arguments)
+        record["provenance"] = plain_json(run_provenance(request, arguments))
         cut_short = prepare_output(Path(config.output_dir), config, record)
     checkpoint = last_checkpoint(config.output_dir) if config.resume else None
     if cut_short and not quiet:
@@ -141,19 +145,10 @@ def _save(request: FitRequest, trainer: PreferenceTrainer) -> FitResult:
     config, output = request.config, Path(request.config.output_dir)
     save_policy(trainer, config)
     best = trainer.state.best_global_step if config.best is not None else None
-    metrics = _last_figures(trainer.state.log_history, best)
+    metrics = kept_figures(trainer.state.log_history, best)
     if trainer.is_world_process_zero():
         # A pickle that says what tdpo.yaml says.
         (output / "training_args.bin").unlink(missing_ok=True)
-        write_card(output, config, request.objective, request.reader.manifest, metrics, best)
+        record_end(output, steps=trainer.state.global_step, best_step=best, at=now())
+        write_card(output)
     return FitResult(output, metrics, trainer.state.global_step, best)
-
-
-def _last_figures(history: list[dict[str, Any]], best: int | None) -> dict[str, float]:
-    """The last of each logged figure; those of the evaluations as of step ``best`` where there is one."""
-    figures: dict[str, float] = {}
-    for event in history:
-        evaluated = any(name.startswith("eval_") for name in event)
-        if "loss" in event or (evaluated and best in (None, event["step"])):
-            figures.update({k: v for k, v in event.items() if isinstance(v, int | float)})
-    return {k: v for k, v in figures.items() if k not in ("step", "epoch")}

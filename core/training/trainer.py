@@ -22,6 +22,7 @@ from .lora import has_lora, trained_state
 from .metrics import Means, pair_metrics, peak_memory_gb
 from .order import EpochOrder
 from .resuming import StepsAsAsked, load_process, save_process
+from .running import RunningMeans
 from .sides import policy_sides
 
 
@@ -67,6 +68,7 @@ class PreferenceTrainer(Trainer):
         self.estimator, self.check_start, self.dropout = estimator, check_start, dropout
         self.reader = train_dataset.reader
         self._means = {"train": Means(), "eval": Means()}
+        self._running = RunningMeans(objective)
         self.guard = Guard(self)
         self._clock = StepClock()
         self._tokens: Any = 0
@@ -108,7 +110,9 @@ class PreferenceTrainer(Trainer):
         """The batches of one optimiser step, each a list of micro-batches, and the pairs of all processes."""
         batches, _ = super().get_batch_samples(*args, **kwargs)
         pairs = torch.tensor(sum(map(pairs_in, batches)), device=self.args.device)
-        return evened(batches, self.accelerator), self.accelerator.gather(pairs).sum()
+        batches = evened(batches, self.accelerator)
+        self._running.look_ahead(batches, self)
+        return batches, self.accelerator.gather(pairs).sum()
 
     def compute_loss(
         self,
@@ -129,16 +133,28 @@ class PreferenceTrainer(Trainer):
         return (value, loss) if return_outputs else value
 
     def _pair_loss(self, model: Any, inputs: dict[str, Tensor], mode: str) -> PairLoss:
-        chosen, rejected = self._sides(model, inputs)
+        training = mode == "train"
+        chosen, rejected = self._sides(model, inputs, training=training)
         if self.check_start:
             self._check_start(chosen, rejected)
+        chosen, rejected = self._running.given_to(chosen, rejected, training=training)
         loss = self.objective(chosen, rejected)
         if mode == "train":
             self.guard.add(inputs, loss.loss)
         self._means[mode].add(pair_metrics(loss, chosen, rejected))
         return loss
 
-    def _sides(self, model: Any, inputs: dict[str, Tensor]) -> tuple[Completions, Completions]:
+    def training_sides(self, model: Any, inputs: MicroBatch) -> tuple[Completions, Completions] | None:
+        """Both sides of a micro-batch as the loss is given them, without gradient; None of an idle one."""
+        model.eval()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            placed = self._prepare_inputs(inputs)
+            if pairs_in([placed]):
+                return self._sides(model, placed, training=True)
+            self.compute_loss(model, placed)
+        return None
+
+    def _sides(self, model: Any, inputs: MicroBatch, *, training: bool) -> tuple[Completions, Completions]:
         self.guard.enter(inputs)
         return policy_sides(
             model,
@@ -147,6 +163,9 @@ class PreferenceTrainer(Trainer):
             self._exact,
             needs=self.objective.needs,
             estimator=self.estimator,
+            # An evaluation draws the same every time, and in every run.
+            seed=self._sampler.seed if training else 0,
+            epoch=self._sampler.epoch if training else 0,
         )
 
     def _check_start(self, chosen: Completions, rejected: Completions) -> None:
@@ -170,13 +189,9 @@ class PreferenceTrainer(Trainer):
         *others, last = inputs
         if self.check_start and self.dropout:
             # The reference had none. The last micro-batch has pairs where this process has any.
-            model.eval()
-            with torch.no_grad(), self.compute_loss_context_manager():
-                first = self._prepare_inputs(last)
-                if pairs_in([first]):
-                    self._check_start(*self._sides(model, first))
-                else:
-                    self.compute_loss(model, first)
+            sides = self.training_sides(model, last)
+            if sides is not None:
+                self._check_start(*sides)
         losses = []
         for micro in others:
             with before_the_last(self.accelerator, model):
@@ -228,12 +243,16 @@ class PreferenceTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        save_process(output_dir, self.args.process_index, self.args.world_size, self._means["train"])
+        self._process_state(save_process, output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            load_process(checkpoint, self.args.process_index, self.args.world_size, self._means["train"])
+            self._process_state(load_process, checkpoint)
+
+    def _process_state(self, pass_on: Any, folder: str) -> None:
+        args = self.args
+        pass_on(folder, args.process_index, args.world_size, self._means["train"], self._running)
 
     def evaluation_loop(
         self,

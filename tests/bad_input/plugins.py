@@ -55,6 +55,62 @@ class Extra(Objective):
         return PairLoss(chosen.sum(chosen.logp), chosen.sum(chosen.logp), chosen.sum(chosen.logp), {})
 """
 
+SUM = "chosen.sum(chosen.logp)"
+PLAIN = f"return PairLoss(-{SUM}, {SUM}.detach(), {SUM}.detach())"
+
+
+def objective(body=PLAIN, fields="", more=""):
+    """A plugin with one objective, ``extra``, whose loss is computed so."""
+    return objectives(
+        "{'extra': 'tdpo_extra:Extra'}",
+        f"""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from tdpo import Objective, PairLoss, hyperparameter
+@dataclass(frozen=True)
+class Extra(Objective):
+    '''An objective.'''
+    formula: ClassVar = "-logp"
+    {fields}
+    {more}
+    def __call__(self, chosen, rejected):
+        {body}
+""",
+    )
+
+
+def returning(loss=f"-{SUM}", chosen=f"{SUM}.detach()", rejected=f"{SUM}.detach()", metrics="{}"):
+    """A plugin with one objective, ``extra``, that returns these."""
+    return objective(f"return PairLoss({loss}, {chosen}, {rejected}, {metrics})")
+
+
+def weighting(body):
+    """A plugin with one weighting, ``extra``."""
+    return plugin(
+        f"""
+from dataclasses import dataclass
+from typing import ClassVar
+import torch
+from tdpo import Weighting, hookimpl
+@hookimpl
+def tdpo_weightings():
+    return {{'extra': 'tdpo_extra:Extra'}}
+@dataclass(frozen=True)
+class Extra(Weighting):
+    '''A weighting.'''
+    formula: ClassVar = "1"
+    {body}
+"""
+    )
+
+
+WEIGH = "tdpo fit --plugin dpo --weighting extra"
+AUTHOR = r"no model was loaded\); update or uninstall tdpo-extra 1\.0: its author finds more with "
+OBJECTIVE = r"^tdpo: objective 'extra' of tdpo-extra 1\.0: "
+BETA = 'beta: float = hyperparameter(0.1, "strength", gt=0)'
+WIDTH = ((r"\[2, \d+\]", "[2, T]"),)
+
 CASES = (
     Case(
         "a misspelt weighting",
@@ -124,6 +180,12 @@ CASES = (
         hide=((r"both tdpo [\w.+]+ and", "both tdpo VERSION and"),),
     ),
     Case(
+        "a plugin that gives a command of tdpo's",
+        "tdpo --help",
+        "tdpo-extra 1.0 gives a command 'fit', which tdpo has itself",
+        plugin("from tdpo import hookimpl\n@hookimpl\ndef tdpo_commands():\n    return {'fit': 'own:fit'}\n"),
+    ),
+    Case(
         "a plugin that names code it lacks",
         FIT,
         "does not load from 'tdpo_extra:Gone'",
@@ -152,5 +214,137 @@ CASES = (
         FIT,
         "needs the statistic 'entropie'",
         objectives("{'extra': 'tdpo_extra:Extra'}", NEEDY),
+    ),
+    Case(
+        "an objective whose loss is one number",
+        FIT,
+        OBJECTIVE + r"loss of 2 pairs is \[\], not \[2\] .*" + AUTHOR + "tdpo.testing.check_objective",
+        returning(loss=f"-{SUM}.mean()"),
+    ),
+    Case(
+        "an objective whose loss is no tensor",
+        FIT,
+        OBJECTIVE + r"loss of 2 pairs is float, not \[2\]",
+        returning(loss="0.5"),
+    ),
+    Case(
+        "an objective that returns a tensor",
+        FIT,
+        OBJECTIVE + "returns Tensor, not a tdpo.PairLoss",
+        objective(f"return -{SUM}"),
+    ),
+    Case(
+        "an objective whose loss is not finite",
+        FIT,
+        OBJECTIVE + "the loss of two pairs at ordinary log-probabilities is NaN or infinite",
+        returning(loss=f"{SUM}.log()"),
+    ),
+    Case(
+        "an objective whose gradient is not finite",
+        FIT,
+        OBJECTIVE + "the gradient of two pairs at ordinary log-probabilities is NaN or infinite",
+        returning(loss=f"(0 * {SUM}).abs().sqrt()"),
+    ),
+    Case(
+        "an objective without a gradient",
+        FIT,
+        OBJECTIVE + "the loss has no gradient",
+        returning(loss=f"-{SUM}.detach()"),
+    ),
+    Case(
+        "an objective whose rewards are those of tokens",
+        FIT,
+        OBJECTIVE + r"chosen_reward of 2 pairs is \[2, \d+\], not \[2\]",
+        returning(chosen="chosen.logp.detach()"),
+        hide=WIDTH,
+    ),
+    Case(
+        "an objective whose reward has a gradient",
+        FIT,
+        OBJECTIVE + "rejected_reward has a gradient: detach",
+        returning(rejected=SUM),
+    ),
+    Case(
+        "an objective with a metric of tokens",
+        FIT,
+        OBJECTIVE + r"the metric each is \[2, \d+\], neither \[2\] nor a scalar",
+        returning(metrics="{'each': chosen.logp.detach()}"),
+        hide=WIDTH,
+    ),
+    Case(
+        "an objective with a word among its metrics",
+        FIT,
+        OBJECTIVE + r"the metric mood is str, neither \[2\] nor a scalar tensor",
+        returning(metrics="{'mood': 'fine'}"),
+    ),
+    Case(
+        "an objective that fails",
+        FIT,
+        OBJECTIVE + "fails with KeyError: 'gone'",
+        objective("return {}['gone']"),
+    ),
+    Case(
+        "an objective that reads what it does not declare",
+        FIT,
+        OBJECTIVE + "fails with ValueError: the statistic 'novelty' was not read; name it in .*needs",
+        returning(loss="-chosen.sum(chosen.logp * chosen.added('novelty'))"),
+    ),
+    Case(
+        "an objective that observes nothing and names something",
+        FIT,
+        OBJECTIVE + "observe gives nothing, and `running` names reward",
+        objective(more='running: ClassVar = frozenset({"reward"})'),
+    ),
+    Case(
+        "an option of a plugin that is out of range",
+        FIT + " --set beta=-1",
+        r"beta=-1\.0 is out of range: it must be > 0",
+        objective(fields=BETA),
+    ),
+    Case(
+        "a word where an option of a plugin is a number",
+        FIT + " --set beta=strong",
+        "extra: beta: expected a number, not 'strong'",
+        objective(fields=BETA),
+    ),
+    Case(
+        "an option that a plugin does not have",
+        FIT + " --set betta=1",
+        "extra: betta is not an option; did you mean 'beta'",
+        objective(fields=BETA),
+    ),
+    Case(
+        "a plugin whose default is a word where a number belongs",
+        FIT,
+        OBJECTIVE + "fails with TypeError",
+        objective(
+            body="return PairLoss(-self.beta * chosen.sum(chosen.logp), None, None)",
+            fields='beta: float = hyperparameter("0.1", "strength", gt=0)',
+        ),
+    ),
+    Case(
+        "a weighting whose weights are one number",
+        WEIGH,
+        r"^tdpo: weighting 'extra' of tdpo-extra 1\.0: pair_scale of 2 pairs is \[\], not \[2\] .*" + AUTHOR,
+        weighting("def pair_scale(self, chosen, rejected): return torch.tensor(2.0)"),
+    ),
+    Case(
+        "a weighting with weights of one side",
+        WEIGH,
+        r"token_weights of rejected of 2 pairs is NoneType, not \[2, \d+\]",
+        weighting("def token_weights(self, chosen, rejected): return torch.ones_like(chosen.logp)"),
+        hide=WIDTH,
+    ),
+    Case(
+        "a weighting that gives nothing",
+        WEIGH,
+        "gives nothing: override token_weights, pair_scale or loss_weight",
+        weighting("pass"),
+    ),
+    Case(
+        "a weighting that is not finite",
+        WEIGH,
+        "loss_weight is not finite",
+        weighting("def loss_weight(self, chosen, rejected): return chosen.sum(chosen.logp).log()"),
     ),
 )
