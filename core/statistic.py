@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cache.pairs import SIDES, Pair
 from ..cache.scores.sets import ScoreColumn as Column
-from .options import check
+from .options import check, hyperparameter
 from .scoring.chunking import chunk_rows
 from .scoring.forward import completion_hidden
 from .scoring.head import Head
@@ -22,7 +22,7 @@ from .scoring.layout import lay_out
 from .scoring.projection import compute_dtype
 from .scoring.sparse import logit_chunks
 
-__all__ = ["Column", "ReferenceTokens", "Statistic", "TokenStatistic", "hidden_states"]
+__all__ = ["Column", "ReferenceTokens", "Statistic", "TokenStatistic", "hidden_states", "hyperparameter"]
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,20 @@ class Statistic(ABC):
     columns: ClassVar[Mapping[str, Column]] = {}
     """Name -> shape (``token``, ``entries``, ``completion`` or ``pair``), dtype and what it is."""
     needs_model: ClassVar[bool] = True
-    """False for what the token ids alone say: then no model is loaded, and ``model`` is None."""
+    """False for what the token ids alone say: then no model is loaded, and ``model`` is None. A property
+    where it depends on the options."""
+    needs_tokenizer: ClassVar[bool] = False
+    """True for what reads texts without the cache's model: then ``tokenizer`` is there all the same."""
 
     def __post_init__(self) -> None:
         check(self, f"{type(self).__name__}: ")
+
+    def identity(self) -> dict[str, Any]:
+        """What proves what the values come from beside the reference and the options, such as other weights.
+
+        JSON's types. It is kept in the manifest, and what is there from something else is not added to.
+        """
+        return {}
 
     @abstractmethod
     def compute(self, model: Any, tokenizer: Any, pairs: Sequence[Pair]) -> Mapping[str, Sequence[Any]]:
@@ -47,7 +57,7 @@ class Statistic(ABC):
         Args:
             model: the cache's reference (a transformers causal language model), in evaluation mode, on its
                 device; the model of ``--ref`` where that was given.
-            tokenizer: its tokenizer.
+            tokenizer: its tokenizer; None without a model, unless ``needs_tokenizer``.
             pairs: token ids, of about the same length.
 
         Returns:

@@ -3,17 +3,14 @@
 import dataclasses
 import functools
 import hashlib
-import importlib
 import json
 import os
 import pickle
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -532,39 +529,6 @@ def test_a_remote_cache_is_added_to(cache, models):
         assert len(store.ls("/add-test/scores")) == 3
     finally:
         store.rm("/add-test", recursive=True)
-
-
-def test_the_statistics_of_the_documentation_work_as_they_are_shown(mine, reference, tmp_path, monkeypatch):
-    page = (Path(__file__).parent.parent / "docs" / "plugins.md").read_text()
-    blocks = dict(re.findall(r"```python\n# my_package/(\w+)\.py\n(.*?)```", page, re.DOTALL))
-    blocks["plugin"] = re.findall(r"# my_package/plugin\.py\n(.*?)```", page, re.DOTALL)[-1]
-    package = tmp_path / "site" / "my_package"
-    package.mkdir(parents=True)
-    for name, text in blocks.items():
-        (package / f"{name}.py").write_text(text)
-    monkeypatch.syspath_prepend(package.parent)
-    module = importlib.import_module("my_package.plugin")
-    plugin_manager().register(module)
-    try:
-        pairs = [record.pair for record in tdpo.open_cache(mine)][:3]
-        values = add(mine, "embedding", statistic="prompt-embedding", set={"last": 32}).read(pairs)
-        assert [len(each) for each in values["prompt_embedding"]] == [32] * 3
-        values = add(mine, "bits", statistic="surprisal").read(pairs)
-        for at, pair in enumerate(pairs):
-            want = -at_labels(naive(reference, pair.prompt_ids, pair.chosen_ids), pair.chosen_ids)
-            np.testing.assert_allclose(values["chosen_surprisal"][at], want, atol=2e-5)
-        weighted = importlib.import_module("my_package.weighted").Weighted(power=0.5)
-        assert weighted.needs == {"surprisal"}
-        one = torch.ones(1, 2)
-        side = tdpo.Completions(one > 0, one, 0 * one, extra={"surprisal": 4 * one})
-        other = tdpo.Completions(one > 0, one, one)
-        with pytest.raises(ValueError, match="'surprisal' was not read"):
-            weighted.margin(side, other)
-        torch.testing.assert_close(weighted.margin(side, side), torch.zeros(1))
-    finally:
-        plugin_manager().unregister(module)
-        for name in [name for name in sys.modules if name.startswith("my_package")]:
-            del sys.modules[name]
 
 
 def test_statistics_are_listed_and_described(tmp_path, plugin):

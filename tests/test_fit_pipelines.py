@@ -1,14 +1,16 @@
 """Fits that build on fits: swapped labels, likelihood of one side, and TIS-DPO's contrastive pairs."""
 
 import json
-import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from doc_blocks import blocks_of
+from support import make_tokenizer
 
 import tdpo
 from tdpo.core.cli import tdpo as tdpo_command
@@ -103,25 +105,65 @@ def test_tis_dpo_from_a_contrastive_pair_that_was_trained_for_it(contrast, cache
     assert np.abs(apart).max() > 1e-4
 
 
+def write_embedder(folder):
+    """A sentence-embedding model: a small BERT."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_judge(folder):
+    """A reward model with a chat template of its own."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id, initializer_range=1.0,
+    )  # fmt: skip
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.slow
 def test_the_page_of_recipes_runs(reference, cache, tmp_path, monkeypatch):
     """Every command of docs/recipes.md, one after another, in a folder as it says; runs of two steps."""
     shutil.copytree(cache, tmp_path / "tdpo-cache")
     shutil.copytree(reference, tmp_path / "model")
+    shutil.copytree(reference, tmp_path / "chat-model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "chat-model")
+    write_embedder(tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
+    write_judge(tmp_path / "judge")
     (tmp_path / "tdpo.yaml").write_text("fit: {max_steps: 2}\n")
-    prompts = [json.dumps({"prompt": f"the film was {word}"}) for word in ("good", "bad", "dull")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(prompts))
-    (tmp_path / "rewards.py").write_text(
-        "def helpful(prompts, completions): return [len(c) for c in completions]"
-    )
+    prompts = [f"the film was {word}" for word in ("good", "bad", "dull")]
+    chats = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    for name, rows in (("prompts.jsonl", prompts), ("chats.jsonl", chats)):
+        (tmp_path / name).write_text("\n".join(json.dumps({"prompt": row}) for row in rows))
     monkeypatch.chdir(tmp_path)
-    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
-    commands = [
-        line for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) for line in block.splitlines()
-    ]
-    assert len(commands) > 10
+    # Modules of this name may have been imported elsewhere.
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)
+    commands = []
+    for block in blocks_of(Path(__file__).parent.parent / "docs" / "recipes.md"):
+        assert block.not_run is None
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
+        else:
+            commands += block.commands
+    assert len(commands) > 20
     for command in commands:
         name, *words = shlex.split(command)
         assert name == "tdpo"
         result = CliRunner().invoke(tdpo_command, words)
         assert result.exit_code == 0, (command, result.output, result.exception)
+    assert (tmp_path / "judged.jsonl").read_text()
+    monkeypatch.delitem(sys.modules, "rewards", raising=False)

@@ -79,6 +79,20 @@ def test_the_pairs_build_a_cache(reference, folder):
     assert 0 < len(cache) <= result.pairs
 
 
+def test_it_is_said_when_no_scores_are_far_enough_apart(reference, folder):
+    from click.testing import CliRunner
+
+    from tdpo.core.cli import tdpo as command
+
+    words = ["data", "sample", "--model", str(reference), "--prompts", "prompts.jsonl", "--max-tokens", "4"]
+    words += ["--reward", "my_rewards:good_words", "--out"]
+    far = CliRunner().invoke(command, [*words, "a.jsonl", "--tau", "1000"])
+    assert "a.jsonl: 0 pairs of 4 prompts" in far.output
+    assert "no two scores of a prompt are far enough apart; lower --threshold" in far.output
+    near = CliRunner().invoke(command, [*words, "b.jsonl", "--threshold", "0.5"])
+    assert "far enough apart" not in near.output
+
+
 def test_conversations_are_drawn_through_the_chat_template(reference, folder):
     from transformers import AutoTokenizer
 

@@ -25,3 +25,7 @@ def sample(**options: Any) -> None:
     click.echo(
         f"{result.out}: {result.pairs:,} pairs of {result.prompts:,} prompts; all scores in {result.scored}"
     )
+    if not result.pairs:
+        click.echo(
+            "no two scores of a prompt are far enough apart; lower --threshold, or --tau for small scores"
+        )

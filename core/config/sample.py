@@ -18,11 +18,14 @@ class SampleConfig:
     split: str = option("train", "split of the data")
     reward: str | None = option(
         None,
-        "what scores completions: function(prompts, completions) -> scores, of texts",
+        "what scores completions: function(prompts, completions) -> scores, of lists of texts",
         metavar="MODULE:FUNCTION",
     )
     reward_model: str | None = option(
-        None, "sequence-classification model with one output that scores completions", metavar="MODEL"
+        None,
+        "sequence-classification model with one output that scores completions, conversations through its "
+        "own chat template",
+        metavar="MODEL",
     )
     out: str = option("pairs.jsonl", "file of the pairs", metavar="FILE")
     samples: int = option(8, "completions of a prompt", gt=1)

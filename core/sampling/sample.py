@@ -14,6 +14,7 @@ from ..errors import ConfigError, DataError
 from ..models import find_model, load_model
 from ..options import construct
 from ..progress import Progress
+from ..quiet import quiet_libraries
 from ..scoring.placement import place
 from ..tokenizers import load_tokenizer
 from .ranking import far_apart
@@ -54,6 +55,11 @@ def sample_pairs(
 
 def run_sample(config: SampleConfig, *, quiet: bool = False) -> SampleResult:
     """Run what ``config`` describes. Raises as :func:`sample_pairs`."""
+    with quiet_libraries():
+        return _sampled(config, quiet)
+
+
+def _sampled(config: SampleConfig, quiet: bool) -> SampleResult:
     prompts = list(_prompts(config))
     out = Path(config.out)
     scored = out.with_suffix(".scored.jsonl")
@@ -103,7 +109,8 @@ def _run(
                 batch_size=config.batch_size,
             )
             completions = [tokenizer.decode(one.ids, skip_special_tokens=True) for one in drawn]
-            scores = reward([text] * len(completions), completions)
+            turns = None if isinstance(prompt, str) else prompt
+            scores = reward([text] * len(completions), completions, [turns] * len(completions))
             _write(all_scores, {"prompt": prompt, "completions": completions, "scores": scores})
             for better, worse in far_apart(
                 completions,

@@ -10,6 +10,7 @@ from ....cache.reader import open_cache
 from ....cache.scores.reader import ScoreReader, open_scores
 from ....cache.scores.sets import ScoreSet, check_name
 from ...config.build import AddConfig
+from ...config.command import add_command
 from ...errors import ConfigError
 from ...options import construct
 from ...quiet import quiet_libraries
@@ -72,7 +73,7 @@ def run_add(config: AddConfig, *, quiet: bool = False) -> ScoreReader:
         # Before anything is replaced; what is finished was checked when it was made.
         if config.overwrite or there is None or not there.complete:
             addition.check()
-        addition.run(_provenance(), quiet)
+        addition.run(_provenance(config), quiet)
     return open_scores(config.cache, config.name)
 
 
@@ -129,10 +130,11 @@ def _kind(config: AddConfig) -> Any:
 _DEFAULTS = AddConfig(name="")
 
 
-def _provenance() -> dict[str, Any]:
+def _provenance(config: AddConfig) -> dict[str, Any]:
     from importlib.metadata import version
 
     return {
+        "command": add_command(config),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: version(name) for name in ("tdpo", "torch", "transformers")},
     }

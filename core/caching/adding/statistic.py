@@ -8,8 +8,10 @@ from ....cache.pairs import Pair
 from ....cache.reader import CacheReader
 from ....cache.scores.sets import ScoreSet, check_columns
 from ....cache.scores.writer import ScoreWriter
+from ...checks import check_model
 from ...config.build import AddConfig
 from ...errors import ModelError, PluginError
+from ...models import find_reference
 from ...options import construct
 from ...registry import statistic_class, statistics
 from ...tokenizers import load_tokenizer
@@ -40,7 +42,12 @@ class AddedStatistic:
                 f"{self.registered.distribution}"
             ) from error
         self.model: ScoringModel | None = None
-        if cls.needs_model:
+        self.tokenizer: Any = None
+        if self.statistic.needs_tokenizer:
+            source = find_reference(reader.manifest, reader.location, option="--ref", name=config.ref)
+            self.tokenizer = load_tokenizer(source, option="--ref")
+            check_model(source, self.tokenizer, reader, option="--ref")
+        if self.statistic.needs_model:
             self.model = (
                 own_reference(config, reader)
                 if config.ref is None
@@ -49,7 +56,12 @@ class AddedStatistic:
         identity = {} if self.model is None else {"reference": self.model.identity}
         self.asked = ScoreSet(
             "statistic",
-            {**identity, "statistic": name, "options": asdict(self.statistic)},
+            {
+                **self.statistic.identity(),
+                **identity,
+                "statistic": name,
+                "options": asdict(self.statistic),
+            },
             {
                 **({} if self.model is None else {"reference": self.model.name}),
                 "target": self.registered.target,
@@ -73,7 +85,7 @@ class AddedStatistic:
             writer.finish()
 
     def _prepare(self) -> Callable[[Sequence[Pair], Callable[[int], None]], Values]:
-        model, tokenizer, device = None, None, "cpu"
+        model, tokenizer, device = None, self.tokenizer, "cpu"
         if self.model is not None:
             scorer = self.model.open()
             model, device = scorer.model, scorer.model.device.type
