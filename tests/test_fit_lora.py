@@ -155,7 +155,8 @@ def test_the_folder_holds_the_lora_and_says_so(run, base):
     assert all("lora_" in name for name in adapter_weights(run))
     card = (run / "README.md").read_text()
     assert "library_name: peft" in card
-    assert f"base_model: {base}" in card
+    assert f"LoRA of rank 4 for `{base}`" in card
+    assert "base_model:" not in card  # a folder is no model that a hub knows
     assert "AutoPeftModelForCausalLM.from_pretrained" in card
 
 
@@ -341,6 +342,20 @@ def test_a_lora_beside_a_quantised_model_starts_at_the_same_quantised_reference(
     assert seen[0] == pytest.approx(np.log(2), abs=1e-5 if bits == "4bit" else 0.1)
     assert all("lora_" in name for name in adapter_weights(result.output))
     assert f"in {bits}" in (result.output / "README.md").read_text()
+
+
+def test_a_lora_beside_a_4bit_model_is_evaluated_beside_it(base, pairs, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    cache = tmp_path / "cache"
+    tdpo.build_cache(base, pairs, cache, ref_quantization="4bit", quiet=True)
+    run = fit(
+        cache, tmp_path / "run", quantization="4bit", learning_rate=1e-2, eval_cache=[str(cache)]
+    ).output
+    logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    last = [event for event in logged if "eval_loss" in event][-1]
+    found = tdpo.evaluate(run, quiet=True).document["evaluations"][0]["figures"]
+    for name in ("loss", "rewards/margins", "logps/chosen"):
+        assert found[name]["value"] == pytest.approx(last[f"eval_{name}"], rel=1e-4, abs=1e-5)
 
 
 def test_a_lora_beside_a_4bit_model_trains_as_peft_does_with_full_logits(base, pairs, tmp_path):

@@ -173,7 +173,7 @@ def test_training_is_the_same_with_samples_and_without(tmp_path, cache, held_out
     fit(cache, tmp_path / "without", **common)
     runs = [tmp_path / name for name in ("with", "again")]
     for run in runs:
-        fit(cache, run, samples=3, sample_tokens=5, **common, **sampling)
+        fit(cache, run, samples=3, sample_tokens=24, **common, **sampling)
     logged = [
         [{k: v for k, v in each.items() if "second" not in k and "runtime" not in k and "memory" not in k}
          for each in lines(run / "metrics.jsonl")]

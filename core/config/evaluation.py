@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from ..errors import ConfigError
+from ..runs.figures import larger_is_better
 from .fit import FitConfig
 
 _NAMED = re.compile(r"([A-Za-z0-9][\w-]*)=(.+)")
 # Learning-rate schedules of transformers.
 _FOLLOW_A_FIGURE = ("reduce_lr_on_plateau", "greedy")
-_SMALLER_IS_BETTER = re.compile(r"(.*[/_])?loss|kl/.*")
-_LARGER_IS_BETTER = re.compile(r".*(accuracy|accuracies|margins?)|(rewards|logps)/chosen")
 
 
 def eval_caches(given: Sequence[str]) -> dict[str, str]:
@@ -89,11 +88,9 @@ def selection(config: FitConfig) -> Selection | None:
         )
     if config.best_mode != "auto":
         return Selection(figure, config.best_mode == "max")
-    bare = figure.removeprefix(prefix)
-    if _SMALLER_IS_BETTER.fullmatch(bare):
-        return Selection(figure, larger=False)
-    if _LARGER_IS_BETTER.fullmatch(bare):
-        return Selection(figure, larger=True)
+    larger = larger_is_better(figure.removeprefix(prefix))
+    if larger is not None:
+        return Selection(figure, larger)
     raise ConfigError(
         f"--best {config.best}: it is not known whether a larger or a smaller value is better; say so with "
         "--best-mode max or min"

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+import numpy as np
 
+from ..scoring.sequences import SequenceScorer
 from .corpus import sentiment
 from .sampling import Sample, sample
-
-_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -76,34 +75,17 @@ def measure(
     )
 
 
-@torch.no_grad()
 def sequential_kl(policy: Any, reference: Any, samples: Sequence[Sample]) -> tuple[list[float], list[float]]:
     """Exact sequential KL of each sample, in nats: sums over its completion tokens.
 
     Returns:
         KL(reference || policy) and KL(policy || reference), one number a sample.
     """
-    forward: list[float] = []
-    reverse: list[float] = []
-    for start in range(0, len(samples), _BATCH_SIZE):
-        ids, attention, scored = _right_padded(samples[start : start + _BATCH_SIZE])
-        log_pi, log_ref = (
-            model(input_ids=ids, attention_mask=attention).logits[:, :-1].float().log_softmax(-1)
-            for model in (policy, reference)
-        )
-        gap = log_ref - log_pi  # [B, L - 1, V]
-        forward += ((log_ref.exp() * gap).sum(-1) * scored).sum(-1).tolist()
-        reverse += ((log_pi.exp() * -gap).sum(-1) * scored).sum(-1).tolist()
-    return forward, reverse
+    sequences = [(sample.prompt_ids, sample.completion_ids) for sample in samples]
+    scored = SequenceScorer(policy, reference).score(sequences)
+    return [_total(one.forward_kl) for one in scored], [_total(one.reverse_kl) for one in scored]
 
 
-def _right_padded(samples: Sequence[Sample]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids and attention mask [B, L], and [B, L - 1] whether position t predicts a completion token."""
-    rows = [s.prompt_ids + s.completion_ids for s in samples]
-    width = max(map(len, rows))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    attention = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-    position = torch.arange(width - 1)
-    starts = torch.tensor([[len(s.prompt_ids)] for s in samples])
-    ends = torch.tensor([[len(row)] for row in rows])
-    return ids, attention, (position + 1 >= starts) & (position + 1 < ends)
+def _total(values: np.ndarray | None) -> float:
+    assert values is not None  # there is a reference
+    return float(values.sum(dtype=np.float64))

@@ -14,6 +14,8 @@ from torch import Tensor
 from ...cache.pairs import SIDES, Pair, Side
 from .visibility import CHOSEN, PROMPT, REJECTED
 
+IntArray = np.ndarray | Sequence[int]
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -34,7 +36,7 @@ class Layout:
     labels: Tensor
     """[N] int64: the completion tokens."""
     lengths: Tensor
-    """[2B] int64: completion tokens of each side."""
+    """[2B] int64: completion tokens of each side; [R] of sequences that are no pairs."""
     position_ids: Tensor | None = None
     """[R, L] int64, of a document: going on from the prompt in either completion; 0 at padding."""
     segments: Tensor | None = None
@@ -63,9 +65,11 @@ def shared_width(pair: Pair) -> int:
 
 def lay_out(pairs: Sequence[Pair], pad_id: int = 0) -> Layout:
     """``pairs`` as separate sequences; ``pad_id`` is any id of the vocabulary, padding is masked."""
-    sequences = [(p.prompt_ids, p.chosen_ids) for p in pairs] + [
-        (p.prompt_ids, p.rejected_ids) for p in pairs
-    ]
+    return lay_out_sequences([(p.prompt_ids, p.ids(side)) for side in SIDES for p in pairs], pad_id)
+
+
+def lay_out_sequences(sequences: Sequence[tuple[IntArray, IntArray]], pad_id: int = 0) -> Layout:
+    """Prompts with a completion each, a row a sequence: completions that are no sides of pairs."""
     width = max(len(prompt) + len(completion) for prompt, completion in sequences)
     ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
     mask = np.zeros((len(sequences), width), dtype=np.int64)
@@ -80,7 +84,7 @@ def lay_out(pairs: Sequence[Pair], pad_id: int = 0) -> Layout:
         torch.from_numpy(ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate(positions)),
-        *_targets(pairs),
+        *_targets([completion for _, completion in sequences]),
     )
 
 
@@ -160,15 +164,14 @@ def _lay_out_documents(
         torch.from_numpy(ids),
         torch.from_numpy(mask),
         torch.from_numpy(np.concatenate([one for side in SIDES for one in positions[side]])),
-        *_targets(pairs),
+        *_targets([pair.ids(side) for side in SIDES for pair in pairs]),
         torch.from_numpy(position_ids),
         torch.from_numpy(segments),
     )
 
 
-def _targets(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+def _targets(completions: Sequence[IntArray]) -> tuple[Tensor, Tensor]:
     """``labels`` and ``lengths`` of either layout."""
-    completions = [pair.ids(side) for side in SIDES for pair in pairs]
     labels = np.concatenate(completions).astype(np.int64)
     return torch.from_numpy(labels), torch.tensor([len(c) for c in completions])
 
