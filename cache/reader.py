@@ -168,6 +168,23 @@ class CacheReader:
             for row in range(size):
                 yield decoded[row]
 
+    def pair_ids(self) -> list[str]:
+        """Return the ids of all pairs in order of row; reads that column only.
+
+        Raises:
+            CacheError: a file is missing, changed or damaged.
+
+        """
+        found: list[str] = []
+        for at in range(len(self._shards)):
+            with self._guard:
+                try:
+                    column = self._file(at).read(columns=["pair_id"], use_threads=False).column(0)
+                except (pa.ArrowException, OSError, IndexError) as error:
+                    raise self._damaged(at, (str(error) or type(error).__name__).splitlines()[0]) from error
+            found += column.to_pylist()
+        return found
+
     def close(self) -> None:
         """Close the files and drop what is decoded; reading again opens them again."""
         with self._guard:

@@ -18,8 +18,9 @@ from .pairs import SIDES
 from .storage.files import Folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
+    from .pairs import ScoredPair
     from .reader import CacheReader
 
 SHARDS, GROUPS, BARS = 32, 8, 10
@@ -45,11 +46,11 @@ class Spread:
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, values: np.ndarray) -> Spread:
-        """Sum up [N] values, N >= 1."""
+    def of(cls, values: np.ndarray, bars: int = BARS) -> Spread:
+        """Sum up [N] values, N >= 1, with about `bars` bins."""
         whole = np.issubdtype(values.dtype, np.integer)
         values = values.astype(np.float64)
-        step = _round_step((values.max() - values.min()) / BARS)
+        step = _round_step((values.max() - values.min()) / bars)
         if whole:
             step = max(step, 1)
         start = np.floor(values.min() / step)
@@ -84,6 +85,8 @@ class Summary:
         entropy: spread of the reference's entropy at completion tokens, in nats; None where not asked for
             or not cached.
         tail_mass: spread of the probability outside the cached head; None likewise.
+        completion_entropy: spread of the mean entropy of each completion, in nats; None likewise.
+        entries: spread of the cached entries of the distributions at completion tokens; None likewise.
 
     """
 
@@ -93,6 +96,8 @@ class Summary:
     column_bytes: dict[str, float]
     entropy: Spread | None = None
     tail_mass: Spread | None = None
+    completion_entropy: Spread | None = None
+    entries: Spread | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -104,18 +109,22 @@ class Summary:
             "bytes_per_completion_token": self.column_bytes,
             **{
                 name: spread.to_dict()
-                for name in ("entropy", "tail_mass")
+                for name in ("entropy", "tail_mass", "completion_entropy", "entries")
                 if (spread := getattr(self, name)) is not None
             },
         }
 
 
-def summarise(reader: CacheReader, *, statistics: bool = False) -> Summary | None:
+def summarise(
+    reader: CacheReader, *, statistics: bool = False, bars: int = BARS, groups: int = GROUPS
+) -> Summary | None:
     """Look into the shards of a cache, finished or not; None where no shard holds a pair.
 
     Args:
         reader: the cache, opened.
-        statistics: also read entropies and the head's log-probabilities, of `GROUPS` row groups.
+        statistics: also read entropies and the entries' log-probabilities.
+        bars: bins of each histogram, about.
+        groups: row groups of the cache that `statistics` come from, at most.
 
     Raises:
         CacheError: a shard is missing or damaged.
@@ -147,37 +156,41 @@ def summarise(reader: CacheReader, *, statistics: bool = False) -> Summary | Non
                 f"{folder.locate(name)} cannot be read ({what}): tdpo cache verify says what is damaged"
             ) from error
     tokens = sum(shard.completion_tokens for shard in looked_at)
-    entropy, tail_mass = _statistics(reader) if statistics else (None, None)
+    values = _statistics(reader, groups) if statistics else {}
     return Summary(
         (len(looked_at), len(held)),
         sum(map(len, lengths["prompt"])),
-        {part: Spread.of(np.concatenate(found)) for part, found in lengths.items()},
+        {part: Spread.of(np.concatenate(each), bars) for part, each in lengths.items()},
         {name: size / tokens for name, size in column_bytes.items()},
-        entropy,
-        tail_mass,
+        **{name: Spread.of(np.concatenate(each), bars) for name, each in values.items() if each},
     )
 
 
-def _statistics(reader: CacheReader) -> tuple[Spread | None, Spread | None]:
-    """Entropy, and probability outside the head, at every completion token of a few row groups."""
-    wanted = reader.statistics & {"ref_entropy", "dist"}
+def _statistics(reader: CacheReader, groups: int) -> dict[str, list[np.ndarray]]:
+    """Statistics of the completion tokens, and of the completions, of a few row groups."""
+    found: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("entropy", "tail_mass", "completion_entropy", "entries")
+    }
+    for pair in pairs_spread_out(reader, groups, reader.statistics & {"ref_entropy", "dist"}):
+        for side in SIDES:
+            values = pair.side(side)
+            if values.ref_entropy is not None:
+                found["entropy"].append(values.ref_entropy.astype(np.float32))
+                found["completion_entropy"].append(values.ref_entropy.mean(dtype=np.float64, keepdims=True))
+            if values.dist_logp is not None:
+                found["entries"].append(np.isfinite(values.dist_logp).sum(-1))
+            if values.dist_logp is not None and reader.head:
+                head = np.exp(values.dist_logp[:, : reader.head].astype(np.float32))
+                found["tail_mass"].append(np.clip(1 - head.sum(-1), 0, 1))
+    return found
+
+
+def pairs_spread_out(reader: CacheReader, groups: int, statistics: Collection[str]) -> Iterator[ScoredPair]:
+    """Yield the pairs of at most `groups` row groups, evenly over the cache, with these statistics."""
     sizes = reader.group_sizes
     starts = np.cumsum([0, *sizes])
-    entropies: list[np.ndarray] = []
-    tails: list[np.ndarray] = []
-    for group in _spread_out(range(len(sizes)), GROUPS):
-        for pair in reader.read(range(starts[group], starts[group + 1]), statistics=wanted):
-            for side in SIDES:
-                values = pair.side(side)
-                if values.ref_entropy is not None:
-                    entropies.append(values.ref_entropy.astype(np.float32))
-                if values.dist_logp is not None and reader.head:
-                    head = np.exp(values.dist_logp[:, : reader.head].astype(np.float32))
-                    tails.append(np.clip(1 - head.sum(-1), 0, 1))
-    return (
-        Spread.of(np.concatenate(entropies)) if entropies else None,
-        Spread.of(np.concatenate(tails)) if tails else None,
-    )
+    for group in _spread_out(range(len(sizes)), groups):
+        yield from reader.read(range(starts[group], starts[group + 1]), statistics=statistics)
 
 
 def _spread_out(items: Sequence[Any], most: int) -> list[Any]:

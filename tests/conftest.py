@@ -6,6 +6,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from browser import browser as browser
 from support import make_model, make_tokenizer, write_pairs
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...errors import ConfigError
+
 if TYPE_CHECKING:
     from ....cache.manifest import Manifest
     from ....cache.summary import Spread, Summary
@@ -18,11 +20,23 @@ _BAR = 40
     "--statistics", is_flag=True, help="also the reference's entropies and the mass outside the cached head"
 )
 @click.option("--json", "as_json", is_flag=True, help="the manifest's content and the figures, for a program")
-def info(folder: str, statistics: bool, as_json: bool) -> None:
+@click.option(
+    "--html", metavar="FILE", help="all of it, drawn, with some of the pairs, as a page in one file"
+)
+@click.option("--png", metavar="DIR", help="the page's charts as pictures, for papers")
+@click.option("--no-text", is_flag=True, help="of --html: no pairs")
+def info(
+    folder: str, statistics: bool, as_json: bool, html: str | None, png: str | None, no_text: bool
+) -> None:
     """Show what a cache holds, finished or not, and where it came from.
 
     Lengths and sizes come from at most 32 shards, spread over the cache.
     """
+    if html is not None or png is not None:
+        _draw(folder, html, png, text=not no_text)
+        return
+    if no_text:
+        raise ConfigError("--no-text: is for the page; give --html FILE too")
     from ....cache.reader import open_cache
     from ....cache.summary import summarise
 
@@ -36,6 +50,16 @@ def info(folder: str, statistics: bool, as_json: bool) -> None:
     _origin(manifest)
     if summary is not None:
         _figures(summary)
+
+
+def _draw(folder: str, html: str | None, png: str | None, *, text: bool) -> None:
+    from ...report.cache_page import cache_page
+
+    written = cache_page(folder, html, png=png, text=text)
+    if written.page is not None:
+        click.echo(f"{written.page}: {written.page.stat().st_size / 1e6:,.1f} MB")
+    if written.pictures:
+        click.echo(f"{png}: {', '.join(path.name for path in written.pictures)}")
 
 
 def describe(folder: str, manifest: "Manifest") -> None:
@@ -119,6 +143,10 @@ def _figures(summary: "Summary") -> None:
         _bars(f"tokens of {name}", spread, "{:,.0f}")
     if summary.entropy is not None:
         _bars("entropy of the reference, nats", summary.entropy, "{:.3g}")
+    if summary.completion_entropy is not None:
+        _bars("its mean over a completion, nats", summary.completion_entropy, "{:.3g}")
+    if summary.entries is not None:
+        _bars("cached entries of a token", summary.entries, "{:,.0f}")
     if summary.tail_mass is not None:
         _bars("probability outside the cached head", summary.tail_mass, "{:.3g}")
     click.echo(f"\nbytes per completion token: {sum(summary.column_bytes.values()):.1f}")

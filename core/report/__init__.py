@@ -1,0 +1,1 @@
+"""What a training did, to be looked at: one page, readable from disk, and its figures for papers."""
