@@ -25,21 +25,27 @@ _PUBLIC = {
     "Weighting": "tdpo.core.weighting",
     "add_statistics": "tdpo.core.caching.adding.add",
     "build_cache": "tdpo.core.caching.build",
+    "cache_page": "tdpo.core.report.cache_page",
+    "evaluate": "tdpo.core.evaluating.run",
     "export_cache": "tdpo.core.caching.export",
     "fit": "tdpo.core.fit",
     "hidden_states": "tdpo.core.statistic",
     "hookimpl": "tdpo.core.hookspecs",
     "hyperparameter": "tdpo.core.options",
+    "list_runs": "tdpo.core.runs.listing",
     "merge_caches": "tdpo.cache.merge",
     "objective": "tdpo.core.registry",
     "open_cache": "tdpo.cache.reader",
     "pull_cache": "tdpo.core.caching.hub",
     "push_cache": "tdpo.core.caching.hub",
+    "push_run": "tdpo.core.publishing.push",
     "open_scores": "tdpo.cache.scores.reader",
     "preview_build": "tdpo.core.caching.preview",
+    "report": "tdpo.core.report.report",
     "sample_pairs": "tdpo.core.sampling.sample",
     "plan_cache": "tdpo.core.caching.planning.plan",
     "plan_fit": "tdpo.core.training.planning.plan",
+    "token_table": "tdpo.core.report.tokens",
     "verify_cache": "tdpo.core.caching.verify",
     "weighting": "tdpo.core.registry",
 }
@@ -60,6 +66,7 @@ if TYPE_CHECKING:
     from tdpo.core.caching.planning.plan import plan_cache as plan_cache
     from tdpo.core.caching.preview import preview_build as preview_build
     from tdpo.core.caching.verify import verify_cache as verify_cache
+    from tdpo.core.evaluating.run import evaluate as evaluate
     from tdpo.core.fit import fit as fit
     from tdpo.core.hookspecs import hookimpl as hookimpl
     from tdpo.core.objective import CacheFacts as CacheFacts
@@ -68,8 +75,12 @@ if TYPE_CHECKING:
     from tdpo.core.objective import Objective as Objective
     from tdpo.core.objective import PairLoss as PairLoss
     from tdpo.core.options import hyperparameter as hyperparameter
+    from tdpo.core.publishing.push import push_run as push_run
     from tdpo.core.registry import objective as objective
     from tdpo.core.registry import weighting as weighting
+    from tdpo.core.report.report import report as report
+    from tdpo.core.report.tokens import token_table as token_table
+    from tdpo.core.runs.listing import list_runs as list_runs
     from tdpo.core.sampling.sample import sample_pairs as sample_pairs
     from tdpo.core.statistic import Column as Column
     from tdpo.core.statistic import Statistic as Statistic

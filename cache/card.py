@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from .schema import FORMAT_VERSION, CachedStatistics, shard_schema
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .manifest import Manifest
 
 CARD_NAME = "README.md"
@@ -63,6 +65,7 @@ def dataset_card(manifest: Manifest) -> str:
         "| --- | --- | --- |",
         *columns,
         "",
+        *_made(manifest.provenance),
         "## What was scored",
         "",
         "```json",
@@ -71,6 +74,23 @@ def dataset_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _made(provenance: Mapping[str, Any]) -> list[str]:
+    """Return how the cache is made again, as far as that is recorded."""
+    versions = provenance.get("versions") or {}
+    rows = {
+        "reference": provenance.get("reference"),
+        "data": provenance.get("dataset"),
+        "made with": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    table = [f"| {name} | {value} |" for name, value in rows.items() if value]
+    command = provenance.get("command")
+    return [
+        *(["## Make it again", ""] if table or command else []),
+        *(["```bash", command, "```", ""] if command else []),
+        *(["| | |", "| --- | --- |", *table, ""] if table else []),
+    ]
 
 
 def _type_name(kind: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -137,6 +138,11 @@ def plain_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """
     plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
     return plain
+
+
+def identity_hash(identity: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest's `identity`: a name for what the cache holds, in hexadecimal."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def identity_differences(

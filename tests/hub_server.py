@@ -1,17 +1,21 @@
 """A stand-in for the hub's API, in memory: repositories of commits, with small files inside and large in LFS.
 
-It speaks as much as ``create_repo``, ``create_branch``, ``upload_folder``, ``repo_info``,
-``snapshot_download`` and reading through ``hf://`` use. Not stood in for: xet, the hub's binary protocol for
-large files (the tests switch it off, and huggingface_hub falls back to LFS), and permissions.
+It speaks as much as ``create_repo``, ``create_branch``, ``create_commit``, ``upload_folder``, ``repo_info``,
+``list_repo_files``, ``snapshot_download`` and reading through ``hf://`` use. Not stood in for: xet, the hub's
+binary protocol for large files (the tests switch it off, and huggingface_hub falls back to LFS), and
+permissions, but for those of ``other/NAME``, which is no one's to make.
 """
 
 import base64
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
 
 
 class Hub:
@@ -19,7 +23,8 @@ class Hub:
 
     def __init__(self):
         self.repos = {}
-        """Name -> {"private": bool, "branches": {name: commit}, "commits": {commit: {path: bytes}}}"""
+        """Name -> {"private": bool, "kind": "model" or "dataset", "branches": {name: commit}, "commits":
+        {commit: {path: bytes}}}"""
         self.objects = {}
         """LFS: sha256 -> content"""
         self.broken_downloads = 0
@@ -81,22 +86,27 @@ class _Handler(BaseHTTPRequestHandler):
             case ["api", "repos", "create"]:
                 self._create(json.loads(body))
             case ["api", "validate-yaml"]:
-                assert json.loads(body)["content"].startswith("---\n")
-                self._json({"errors": [], "warnings": []})
-            case ["api", "datasets", user, name, "branch", branch]:
+                asked = json.loads(body)
+                _, header, _ = asked["content"].split("---\n", 2)
+                base = (yaml.safe_load(header) or {}).get("base_model", "a/b")
+                wrong = [] if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", base) else ["base_model is no model's name"]
+                self._json({"errors": [{"message": each} for each in wrong], "warnings": []})
+            case ["api", "datasets" | "models", user, name, "branch", branch]:
                 repo = self.hub.repos[f"{user}/{name}"]
                 repo["branches"].setdefault(branch, repo["branches"]["main"])
                 self._json({})
-            case ["api", "datasets", user, name, "preupload", _]:
+            case ["api", "datasets" | "models", user, name, "preupload", _]:
                 self._json({"files": [self._mode(file) for file in json.loads(body)["files"]]})
-            case ["api", "datasets", user, name, "commit", revision]:
+            case ["api", "datasets" | "models", user, name, "commit", revision]:
                 self._commit(f"{user}/{name}", revision, body)
-            case ["api", "datasets", user, name, "paths-info", revision]:
+            case ["api", "datasets" | "models", user, name, "paths-info", revision]:
                 repo = self.hub.repos[f"{user}/{name}"]
                 files = repo["commits"][self.hub.find(repo, revision)]
                 asked = parse_qs(body.decode())["paths"]
                 self._json([_entry(path, files[path]) for path in asked if path in files])
-            case ["datasets", user, name, "info", "lfs", "objects", "batch"]:
+            case ["datasets", _, _, "info", "lfs", "objects", "batch"]:
+                self._batch(json.loads(body)["objects"])
+            case [_, _, "info", "lfs", "objects", "batch"]:
                 self._batch(json.loads(body)["objects"])
             case _:
                 self._json({"error": "no such call"}, 404)
@@ -114,12 +124,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         parts = self._parts()
-        if parts[:2] == ["api", "datasets"]:
+        if parts[:2] in (["api", "datasets"], ["api", "models"]):
             repository, rest = "/".join(parts[2:4]), parts[4:]
         elif parts[:1] == ["datasets"]:
             repository, rest = "/".join(parts[1:3]), parts[3:]
         else:
-            repository, rest = "", []
+            repository, rest = "/".join(parts[:2]), parts[2:]
         repo = self.hub.repos.get(repository)
         if repo is None:
             self._json({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
@@ -139,18 +149,29 @@ class _Handler(BaseHTTPRequestHandler):
         elif rest[:1] == ["resolve"]:
             self._file(files.get("/".join(rest[2:])), commit)
         else:
-            self._json({"id": repository, "sha": commit, "private": repo["private"], "tags": []})
+            siblings = [{"rfilename": path} for path in sorted(files)]
+            self._json(
+                {
+                    "id": repository,
+                    "sha": commit,
+                    "private": repo["private"],
+                    "tags": [],
+                    "siblings": siblings,
+                }
+            )
 
     def _create(self, asked):
         name = f"{asked['organization'] or 'me'}/{asked['name']}"
-        url = f"{self._here()}/datasets/{name}"
-        if asked["type"] != "dataset":
-            self._json({"error": "only data sets here"}, 400)
+        # A client leaves out the type of a model's.
+        kind = asked.get("type") or "model"
+        url = f"{self._here()}/{'datasets/' if kind == 'dataset' else ''}{name}"
+        if name.startswith("other/"):
+            self._json({"error": "You don't have the rights to create a repository there"}, 403)
         elif name in self.hub.repos:
             self._json({"error": "exists", "url": url}, 409)
         else:
             private = bool(asked.get("private") or asked.get("visibility") == "private")
-            repo = self.hub.repos[name] = {"private": private, "branches": {}, "commits": {}}
+            repo = self.hub.repos[name] = {"private": private, "kind": kind, "branches": {}, "commits": {}}
             self.hub.commit(repo, "main", {".gitattributes": b"*.parquet filter=lfs\n"})
             self._json({"url": url, "name": name})
 

@@ -2,19 +2,11 @@
 
 import os
 import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub import errors as hub_errors
-from huggingface_hub.utils.tqdm import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from ...cache.card import CARD_NAME
 from ...cache.layout import OPTIONS_NAME
@@ -23,6 +15,7 @@ from ...cache.scores.sets import SCORES_FOLDER
 from ...cache.storage.files import Folder, Written, explained
 from ...cache.storage.local import LocalFolder
 from ..errors import CacheError, ConfigError
+from ..hub import talking
 from ..progress import Progress
 
 _UNLISTED = (MANIFEST_NAME, CARD_NAME, OPTIONS_NAME)
@@ -81,7 +74,7 @@ def push_cache(
         raise CacheError(f"{folder.location} {what}; only a whole cache is pushed")
     _check_files(folder, manifest, quiet)
     names = [*_files(manifest), *(name for name in _UNLISTED if folder.size(name) is not None)]
-    with _talking("push to", repository, quiet):
+    with talking("push to", repository, "data set", quiet):
         api = HfApi()
         api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)
         if revision is not None:
@@ -128,7 +121,7 @@ def pull_cache(
             f"{folder.location} is not empty (it holds {there[0]}): choose another folder to pull into"
         )
     staging = LocalFolder(folder.path.with_name(f"{folder.path.name}.pull"))
-    with _talking("pull from", repository, quiet):
+    with talking("pull from", repository, "data set", quiet):
         # One commit from here on, whatever is pushed meanwhile.
         commit = HfApi().repo_info(repository, repo_type="dataset", revision=revision).sha
     _download(repository, commit, staging, [MANIFEST_NAME], quiet)
@@ -160,7 +153,7 @@ def _download(
     repository: str, commit: str | None, staging: LocalFolder, names: list[str], quiet: bool
 ) -> None:
     """Bring the files of these names, and no other, that the repository holds at a commit."""
-    with _talking("pull from", repository, quiet):
+    with talking("pull from", repository, "data set", quiet):
         snapshot_download(
             repository, repo_type="dataset", revision=commit, local_dir=staging.path, allow_patterns=names
         )
@@ -217,46 +210,3 @@ def _discard(staging: LocalFolder) -> None:
 def _transfer(folder: LocalFolder, repository: str, commit: str | None, manifest: Manifest) -> Transfer:
     size = sum(one.bytes for one in _files(manifest).values())
     return Transfer(folder.location, repository, commit, manifest.rows, size)
-
-
-@contextmanager
-def _talking(action: str, repository: str, quiet: bool) -> Iterator[None]:
-    """Turn what the hub's client raises into one line, and show its bars on a terminal only."""
-    hide = (quiet or not sys.stderr.isatty()) and not are_progress_bars_disabled()
-    if hide:
-        disable_progress_bars()
-    try:
-        yield
-    except hub_errors.HFValidationError as error:
-        raise ConfigError(f"{repository}: {_first_line(error)}; a repository is named USER/NAME") from error
-    except Exception as error:  # the client passes on the exceptions of several protocols
-        what, advice = _advice(error)
-        raise CacheError(f"cannot {action} {repository} on the hub: {what}; {advice}") from error
-    finally:
-        if hide:
-            enable_progress_bars()
-
-
-def _advice(error: Exception) -> tuple[str, str]:
-    again = "run the same command again, which goes on from there"
-    # The client's own HTTP library differs between its versions: its errors are known by name.
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    match error:
-        case hub_errors.OfflineModeIsEnabled():
-            return "the hub is switched off", "unset HF_HUB_OFFLINE"
-        case hub_errors.RevisionNotFoundError():
-            return "no such revision", "check --revision"
-        case hub_errors.RepositoryNotFoundError():
-            return "no such data set, or not for you", "check the name, and log in: hf auth login"
-        case hub_errors.HfHubHTTPError() if error.response.status_code in (401, 403):
-            return _first_line(error), "log in with a token that may do this: hf auth login"
-        case _ if kinds & {"TransportError", "ConnectionError", "LocalEntryNotFoundError"}:
-            return _first_line(error), f"check the network, and {again}"
-        case OSError():
-            return _first_line(error), f"check the disk and the network, and {again}"
-        case _:
-            return _first_line(error), again
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

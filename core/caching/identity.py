@@ -5,6 +5,7 @@ import platform
 from typing import Any
 
 from ..config.build import BuildConfig
+from ..config.command import build_command
 from ..data.source import Source
 from ..data.spool import PairSpool
 from ..models import ModelSource
@@ -58,12 +59,14 @@ def build_provenance(request: Request) -> dict[str, Any]:
     from importlib.metadata import version
 
     packages = ("tdpo", "torch", "transformers", "tokenizers", "datasets", "pyarrow", "numpy")
+    command = build_command(request.config)
     return {
         "reference": str(request.config.ref),
         **({} if request.config.ref_adapter is None else {"adapter": request.config.ref_adapter}),
         **({} if request.config.device_map is None else {"device_map": request.config.device_map}),
         "dataset": ", ".join(request.config.dataset),
         "form": request.source.form,
+        **({} if command is None else {"command": command}),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }

@@ -7,14 +7,18 @@ from typing import Any
 
 import click
 
-from ..errors import LeaderEndedError, StoppedBySignal, TdpoError
+from ..errors import LeaderEndedError, PluginError, StoppedBySignal, TdpoError
 from ..options import nearest
 from .cache import cache
 from .data import data
 from .demo import demo
+from .eval import evaluate
 from .fit import fit
 from .plan import plan
 from .plugins import plugins
+from .push import push
+from .report import report
+from .runs import runs
 
 _FIRST_SPEAKS = 5.0
 
@@ -41,6 +45,12 @@ class TdpoGroup(click.Group):
         super().format_commands(ctx, formatter)
         from ..registry import commands
 
+        for name, entry in commands().items():
+            if name in self.commands:
+                raise PluginError(
+                    f"{entry.distribution} gives a command {name!r}, which tdpo has itself; uninstall "
+                    f"{entry.distribution.split()[0]}, or limit what is loaded with TDPO_PLUGINS"
+                )
         if rows := [(name, f"from {entry.distribution}") for name, entry in commands().items()]:
             with formatter.section("Commands of plugins"):
                 formatter.write_dl(rows)
@@ -59,7 +69,7 @@ def tdpo() -> None:
     """  # noqa: D301 (click wants the backspace itself)
 
 
-for _command in (data, cache, plan, fit, plugins, demo):
+for _command in (data, cache, plan, fit, evaluate, report, runs, push, plugins, demo):
     tdpo.add_command(_command)
 
 

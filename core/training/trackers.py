@@ -9,11 +9,11 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from ...cache.manifest import identity_hash
 from ..config.fit import FitConfig
 from ..config.tracking import trackers
 from ..errors import ConfigError
 from ..objective import Objective
-from .card import identity_hash
 
 # Folder of the event files, in a run's own.
 TENSORBOARD_FOLDER = "tensorboard"

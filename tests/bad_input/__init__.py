@@ -3,21 +3,28 @@
 from . import (
     adding,
     data,
+    evaluating,
     evaluation,
     fit,
     folders,
+    generating,
     memory,
     models,
     options,
     plans,
     plugins,
     processes,
+    publishing,
     remote,
+    reporting,
     runs,
+    sampling,
+    tokens,
 )
 
 GROUPS = (
     data,
+    sampling,
     models,
     options,
     folders,
@@ -26,9 +33,14 @@ GROUPS = (
     plugins,
     fit,
     evaluation,
+    evaluating,
+    generating,
     memory,
     runs,
     processes,
     plans,
+    reporting,
+    tokens,
+    publishing,
 )
 CASES = tuple(case for group in GROUPS for case in group.CASES)
