@@ -9,13 +9,18 @@ permissions, but for those of ``other/NAME``, which is no one's to make.
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
+
+from tdpo.core import errors
 
 
 class Hub:
@@ -50,8 +55,8 @@ class Hub:
 
 
 @contextmanager
-def hub_server():
-    """A running stand-in: yields the Hub and the environment that leads to it."""
+def hub_server(home):
+    """A running stand-in: yields the Hub and the environment that leads to it, with ``home`` for copies."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -64,12 +69,54 @@ def hub_server():
                 "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_XET": "1",
                 "HF_TOKEN": "hf_standin",
+                "HF_HOME": str(home),
+                "HF_HUB_DISABLE_TELEMETRY": "1",
             },
         )
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+# huggingface_hub reads its environment once, when it is imported: a process of its own talks to the stand-in.
+_CLIENT = """
+import json, sys
+import tdpo
+for line in sys.stdin:
+    name, arguments, options = json.loads(line)
+    try:
+        answer = {"done": getattr(tdpo, name)(*arguments, quiet=True, **options).to_dict()}
+    except tdpo.TdpoError as error:
+        answer = {"error": str(error), "kind": type(error).__name__}
+    print(json.dumps(answer), flush=True)
+"""
+
+
+@contextmanager
+def hub_client(variables):
+    """Yields a way to call functions of tdpo where the stand-in is the hub; it raises what they raise."""
+    client = subprocess.Popen(
+        [sys.executable, "-c", _CLIENT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **variables},
+    )
+
+    def call(name, *arguments, **options):
+        print(json.dumps([name, [str(each) for each in arguments], options]), file=client.stdin, flush=True)
+        answer = json.loads(client.stdout.readline())
+        if "error" in answer:
+            assert "\n" not in answer["error"]
+            raise getattr(errors, answer["kind"])(answer["error"])
+        return answer["done"]
+
+    try:
+        yield call
+    finally:
+        client.stdin.close()
+        client.wait(60)
 
 
 class _Handler(BaseHTTPRequestHandler):

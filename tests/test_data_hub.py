@@ -33,7 +33,7 @@ def lines(rows):
 @pytest.fixture(scope="module")
 def read(tmp_path_factory):
     """Open ``me/pairs`` with options, where the stand-in is the hub."""
-    with hub_server() as (hub, variables):
+    with hub_server(tmp_path_factory.mktemp("hf")) as (hub, variables):
         repo = hub.repos["me/pairs"] = {"private": False, "branches": {}, "commits": {}}
         hub.commit(repo, "old", {"train.jsonl": lines(ROWS[:3])})
         files = {
@@ -42,21 +42,19 @@ def read(tmp_path_factory):
             "test.jsonl": lines(ROWS[10:]),
         }
         hub.commit(repo, "main", files)
-        home = str(tmp_path_factory.mktemp("hf"))
-        environment = {**os.environ, **variables, "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1"}
         client = subprocess.Popen(
             [sys.executable, "-c", CLIENT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, **variables},
         )
 
         def read(name="me/pairs", **options):
             print(json.dumps([name, options]), file=client.stdin, flush=True)
             return json.loads(client.stdout.readline())
 
-        read.environment = environment
+        read.environment = {**os.environ, **variables}
         read.commits = {branch: repo["branches"][branch] for branch in ("old", "main")}
         yield read
         client.stdin.close()

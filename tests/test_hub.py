@@ -3,59 +3,25 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from hub_server import hub_server
+from hub_server import hub_client, hub_server
 from support import run_tdpo
 
 import tdpo
-from tdpo.cache.errors import CacheError
-
-# huggingface_hub reads its environment once, when it is imported: a process of its own talks to the stand-in.
-CLIENT = """
-import json, sys
-import tdpo
-for line in sys.stdin:
-    name, arguments, options = json.loads(line)
-    try:
-        answer = {"done": getattr(tdpo, name)(*arguments, quiet=True, **options).to_dict()}
-    except tdpo.TdpoError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
-"""
+from tdpo.core.errors import CacheError, ConfigError
 
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
-    with hub_server() as (hub, variables):
-        home = str(tmp_path_factory.mktemp("hf"))
-        yield hub, {**variables, "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with hub_server(tmp_path_factory.mktemp("hf")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def call(standin):
-    """Call a function of tdpo where the stand-in is the hub; raises the CacheError that it raised."""
-    client = subprocess.Popen(
-        [sys.executable, "-c", CLIENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **standin[1]},
-    )
-
-    def call(name, *arguments, **options):
-        print(json.dumps([name, [str(each) for each in arguments], options]), file=client.stdin, flush=True)
-        answer = json.loads(client.stdout.readline())
-        if "error" in answer:
-            assert "\n" not in answer["error"]
-            raise CacheError(answer["error"])
-        return answer["done"]
-
-    yield call
-    client.stdin.close()
-    client.wait(60)
+    with hub_client(standin[1]) as call:
+        yield call
 
 
 @pytest.fixture
@@ -164,7 +130,7 @@ def test_a_cache_that_is_not_whole_is_not_pushed(call, hub, mine):
         call("push_cache", mine, "me/pairs")
     with pytest.raises(CacheError, match="no cache at"):
         call("push_cache", mine / "none", "me/pairs")
-    with pytest.raises(CacheError, match="needs a folder on this machine"):
+    with pytest.raises(ConfigError, match="needs a folder on this machine"):
         call("push_cache", "memory://a/b", "me/pairs")
     assert hub.repos == {}
 
@@ -214,7 +180,7 @@ def test_the_hub_refusing_is_one_line(call, hub, mine, tmp_path):
     with pytest.raises(CacheError, match=r"no such data set, or not for you.*hf auth login"):
         call("pull_cache", "me/none", tmp_path / "got")
     for name in ("bad name", "a/b/c", "-x"):
-        with pytest.raises(CacheError, match="a repository is named USER/NAME"):
+        with pytest.raises(ConfigError, match="a repository is named USER/NAME"):
             call("pull_cache", name, tmp_path / "got")
     with pytest.raises(CacheError, match="is switched off; unset HF_HUB_OFFLINE"):
         tdpo.pull_cache("me/pairs", tmp_path / "got", quiet=True)

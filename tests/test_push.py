@@ -3,13 +3,12 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 
 import fsspec
 import pytest
 import torch
-from hub_server import hub_server
+from hub_server import hub_client, hub_server
 from huggingface_hub import ModelCard
 
 import tdpo
@@ -24,19 +23,6 @@ MODEL = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
-
-# huggingface_hub reads its environment once, when it is imported: a process of its own talks to the stand-in.
-CLIENT = """
-import json, sys
-import tdpo
-for line in sys.stdin:
-    arguments, options = json.loads(line)
-    try:
-        answer = {"done": tdpo.push_run(*arguments, quiet=True, **options).to_dict()}
-    except tdpo.TdpoError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -235,33 +221,14 @@ def test_a_report_goes_when_it_is_asked_for(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def standin(tmp_path_factory):
-    with hub_server() as (hub, variables):
-        home = str(tmp_path_factory.mktemp("hf"))
-        yield hub, {**variables, "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    with hub_server(tmp_path_factory.mktemp("hf")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
 def call(standin):
-    """Push where the stand-in is the hub; raises the TdpoError that was raised."""
-    client = subprocess.Popen(
-        [sys.executable, "-c", CLIENT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **standin[1]},
-    )
-
-    def call(*arguments, **options):
-        print(json.dumps([[str(each) for each in arguments], options]), file=client.stdin, flush=True)
-        answer = json.loads(client.stdout.readline())
-        if "error" in answer:
-            assert "\n" not in answer["error"]
-            raise TdpoError(answer["error"])
-        return answer["done"]
-
-    yield call
-    client.stdin.close()
-    client.wait(60)
+    with hub_client(standin[1]) as call:
+        yield partial(call, "push_run")
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from ...cache.reader import CacheReader, open_cache
 from ...cache.summary import Spread
 from ..quiet import quiet_libraries
 from .cache_figures import CacheFigures, Dispersion, cache_figures
-from .curves import SCHEMA
-from .page import Section, Spec, chart_library, figure, rendered, template, write_page
+from .page import Section, chart_library, figure, rendered, template, write_page
 from .png import write_pictures
 from .tables import Column, number, table
+from .theme import SCHEMA, Spec
 
 _HEIGHT, _BAR = 190, 18
 _FIRST_ROWS = 10

@@ -10,12 +10,10 @@ from markupsafe import Markup
 from ..runs.figures import kept_figures
 from .gather import TRAINING, Line, ReportedRun, chosen_figures
 from .legend import DASHES, LEGEND_SCRIPT, LEGEND_STYLE, legend
-from .page import Section, Spec, figure, rendered
+from .page import Section, figure, rendered
 from .tables import Column, number, table
-from .theme import SERIES
+from .theme import SERIES, Spec, chart_of_runs
 from .thinning import Grid, Point
-
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 HEIGHT = 190
 
@@ -177,16 +175,9 @@ def curve_spec(curve: Curve, *, own_legend: bool = False) -> Spec:
     dotted = [n for n, (line, points) in enumerate(drawn) if len(points) < 2 or line.kind != TRAINING]
     if dotted and grid.width == 1:
         layers.append(_dots(x, value, colours, dotted))
-    return {
-        "$schema": SCHEMA,
-        "title": curve.title,
-        "width": "container",
-        "height": HEIGHT,
-        "data": {"values": rows},
-        "params": [{"name": "hidden", "value": []}],
-        "transform": [{"filter": "indexof(hidden, datum.run) < 0"}],
-        "layer": [*layers, *_under_the_mouse(x, value, colours, drawn, grid)],
-    }
+    return chart_of_runs(
+        curve.title, HEIGHT, rows, [*layers, *_under_the_mouse(x, value, colours, drawn, grid)]
+    )
 
 
 def _row(number: int, line: Line, point: Point, grid: Grid) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from ..config.evaluation import figure_prefix
-from .curves import SCHEMA, colour_scale
+from .curves import colour_scale
 from .gather import ReportedRun
 from .legend import LEGEND_SCRIPT, LEGEND_STYLE, legend
-from .page import Section, Spec, figure
+from .page import Section, figure
+from .theme import Spec, chart_of_runs
 
 EVAL_FOLDER = "eval"
 EVAL_FILE = "eval.json"
@@ -110,55 +111,47 @@ def _samples_spec(points: Sequence[_Sampled], *, own_legend: bool) -> Spec:
     ]
     # One mean a cache: policies are compared with the same samples of the reference.
     references = {one.cache: one.reference for one in points if one.reference is not None}
-    return {
-        "$schema": SCHEMA,
-        "title": "Reward of the policy's own samples against KL",
-        "width": "container",
-        "height": _HEIGHT,
-        "data": {"values": rows},
-        "params": [{"name": "hidden", "value": []}],
-        "transform": [{"filter": "indexof(hidden, datum.run) < 0"}],
-        "layer": [
-            {
-                "data": {"values": [{"kl": 0, "reward": value} for value in references.values()]},
-                "mark": {
-                    "type": "point",
-                    "shape": "cross",
-                    "filled": True,
-                    "color": "var(--soft)",
-                    "size": 90,
-                },
-                "encoding": {"x": {**x, "field": "kl"}, "y": {**y, "field": "reward"}},
+    layers: list[Spec] = [
+        {
+            "data": {"values": [{"kl": 0, "reward": value} for value in references.values()]},
+            "mark": {
+                "type": "point",
+                "shape": "cross",
+                "filled": True,
+                "color": "var(--soft)",
+                "size": 90,
             },
-            {
-                "mark": {"type": "rule", "strokeWidth": 1.5},
-                "encoding": {
-                    "x": {**x, "field": "kl"},
-                    "y": {**y, "field": "low"},
-                    "y2": {"field": "high"},
-                    "color": colours,
-                },
+            "encoding": {"x": {**x, "field": "kl"}, "y": {**y, "field": "reward"}},
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {
+                "x": {**x, "field": "kl"},
+                "y": {**y, "field": "low"},
+                "y2": {"field": "high"},
+                "color": colours,
             },
-            {
-                "mark": {"type": "rule", "strokeWidth": 1.5},
-                "encoding": {
-                    "x": {**x, "field": "kl_low"},
-                    "x2": {"field": "kl_high"},
-                    "y": {**y, "field": "reward"},
-                    "color": colours,
-                },
+        },
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {
+                "x": {**x, "field": "kl_low"},
+                "x2": {"field": "kl_high"},
+                "y": {**y, "field": "reward"},
+                "color": colours,
             },
-            {
-                "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-                "encoding": {
-                    "x": {**x, "field": "kl"},
-                    "y": {**y, "field": "reward"},
-                    "color": colours,
-                    "tooltip": tooltip,
-                },
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+            "encoding": {
+                "x": {**x, "field": "kl"},
+                "y": {**y, "field": "reward"},
+                "color": colours,
+                "tooltip": tooltip,
             },
-        ],
-    }
+        },
+    ]
+    return chart_of_runs("Reward of the policy's own samples against KL", _HEIGHT, rows, layers)
 
 
 def _samples_caption(points: Sequence[_Sampled]) -> str:
@@ -234,31 +227,23 @@ def _pairs_spec(points: Sequence[_HeldOut], *, own_legend: bool) -> Spec:
         {"field": "margin", "type": "quantitative", "format": ".4~g"},
         {"field": "accuracy", "type": "quantitative", "format": ".3~f"},
     ]
-    return {
-        "$schema": SCHEMA,
-        "title": "Implicit reward margin of held-out pairs against KL",
-        "width": "container",
-        "height": _HEIGHT,
-        "data": {"values": rows},
-        "params": [{"name": "hidden", "value": []}],
-        "transform": [{"filter": "indexof(hidden, datum.run) < 0"}],
-        "layer": [
-            {
-                "mark": {"type": "line", "opacity": 0.7},
-                "encoding": {"x": x, "y": y, "color": colours, "order": {"field": "step"}},
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "line", "opacity": 0.7},
+            "encoding": {"x": x, "y": y, "color": colours, "order": {"field": "step"}},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "color": colours,
+                "size": {"condition": {"test": "datum.kept", "value": 110}, "value": 28},
+                "tooltip": tooltip,
             },
-            {
-                "mark": {"type": "point", "filled": True, "opacity": 1},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "color": colours,
-                    "size": {"condition": {"test": "datum.kept", "value": 110}, "value": 28},
-                    "tooltip": tooltip,
-                },
-            },
-        ],
-    }
+        },
+    ]
+    return chart_of_runs("Implicit reward margin of held-out pairs against KL", _HEIGHT, rows, layers)
 
 
 def _colours(points: Sequence[Any], own_legend: bool) -> Spec:

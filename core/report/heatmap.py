@@ -6,8 +6,8 @@ from pathlib import Path
 from ...cache.pairs import SIDES
 from .colours import colour_classes
 from .heatmap_data import QUANTILE, Shown, heatmap_data
-from .page import Section, Spec, figure, rendered
-from .theme import SERIES
+from .page import Section, figure, rendered
+from .theme import SERIES, Spec
 from .token_scores import RunTokens
 
 _TEMPLATE = Path(__file__).parent / "template"

@@ -16,10 +16,7 @@ from markupsafe import Markup
 
 from ..errors import ConfigError
 from .embedding import as_script_json, as_script_text, packed
-from .theme import PAGE_CONFIG
-
-Spec = dict[str, Any]
-"""A Vega-Lite spec, as a plain dictionary."""
+from .theme import PAGE_CONFIG, Spec
 
 _TEMPLATE = Path(__file__).parent / "template"
 

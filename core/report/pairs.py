@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from .curves import SCHEMA, colour_scale
+from .curves import colour_scale
 from .gather import ReportedRun
 from .heatmap_data import Shown
 from .legend import LEGEND_SCRIPT, LEGEND_STYLE, legend
-from .page import Section, Spec, figure, rendered
+from .page import Section, figure, rendered
 from .pair_figures import MARGIN, RATIOS, Looked, PairFigures
 from .tables import Cell, Column, number, table
+from .theme import Spec, chart_of_runs
 
 ROWS = 10
 """Pairs of each table."""
@@ -208,46 +209,38 @@ def histogram(figures: Sequence[PairFigures], name: str, *, own_legend: bool = F
     x = {"field": "from", "type": "quantitative", "title": _TITLES[name], "scale": {"nice": False}}
     y = {"field": "share", "type": "quantitative", "title": "share of pairs", "axis": {"format": "~%"}}
     number_of = {"type": "quantitative", "format": ".4~g"}
-    return {
-        "$schema": SCHEMA,
-        "title": _TITLES[name].removesuffix(" (nats)"),
-        "width": "container",
-        "height": _HEIGHT,
-        "data": {"values": rows},
-        "params": [{"name": "hidden", "value": []}],
-        "transform": [{"filter": "indexof(hidden, datum.run) < 0"}],
-        "layer": [
-            {
-                "mark": {"type": "rule", "strokeDash": [3, 3]},
-                "data": {"values": [{"at": 0}]},
-                "encoding": {"x": {**x, "field": "at"}},
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rule", "strokeDash": [3, 3]},
+            "data": {"values": [{"at": 0}]},
+            "encoding": {"x": {**x, "field": "at"}},
+        },
+        {
+            "mark": {"type": "area", "interpolate": "step-after", "opacity": 0.1},
+            "encoding": {"x": x, "y": {**y, "stack": None}, "color": colours},
+        },
+        {
+            "mark": {"type": "line", "interpolate": "step-after"},
+            "encoding": {"x": x, "y": y, "color": colours},
+        },
+        {
+            "transform": [{"filter": "isValid(datum.to)"}],
+            "mark": {"type": "bar", "opacity": 0, "binSpacing": 0},
+            "encoding": {
+                "x": {**x, "bin": {"binned": True}},
+                "x2": {"field": "to"},
+                "y": {**y, "stack": None},
+                "tooltip": [
+                    {"field": "run", "type": "nominal"},
+                    {"field": "from", **number_of},
+                    {"field": "to", **number_of},
+                    {"field": "pairs", "type": "quantitative", "format": ","},
+                    {"field": "share", "type": "quantitative", "format": ".1%"},
+                ],
             },
-            {
-                "mark": {"type": "area", "interpolate": "step-after", "opacity": 0.1},
-                "encoding": {"x": x, "y": {**y, "stack": None}, "color": colours},
-            },
-            {
-                "mark": {"type": "line", "interpolate": "step-after"},
-                "encoding": {"x": x, "y": y, "color": colours},
-            },
-            {
-                "transform": [{"filter": "isValid(datum.to)"}],
-                "mark": {"type": "bar", "opacity": 0, "binSpacing": 0},
-                "encoding": {
-                    "x": {**x, "bin": {"binned": True}},
-                    "x2": {"field": "to"},
-                    "y": {**y, "stack": None},
-                    "tooltip": [
-                        {"field": "run", "type": "nominal"},
-                        {"field": "from", **number_of},
-                        {"field": "to", **number_of},
-                        {"field": "pairs", "type": "quantitative", "format": ","},
-                        {"field": "share", "type": "quantitative", "format": ".1%"},
-                    ],
-                },
-            },
-        ],
-    }
+        },
+    ]
+    return chart_of_runs(_TITLES[name].removesuffix(" (nats)"), _HEIGHT, rows, layers)
 
 
 def _caption(figures: Sequence[PairFigures], name: str) -> str:

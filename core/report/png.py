@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .page import Section, Spec, chart_library, make_folder
-from .theme import PAGE_CONFIG, on_paper
+from .page import Section, chart_library, make_folder
+from .theme import PAGE_CONFIG, Spec, on_paper
 
 WIDTH = 420
 """Of a chart, in pixels of the page: its lines and texts are of the size that fits a paper's column."""

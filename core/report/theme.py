@@ -5,8 +5,13 @@ ones of the same order.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+Spec = dict[str, Any]
+"""A Vega-Lite specification, or a part of one."""
+
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
 
 SERIES = tuple(f"var(--series-{number})" for number in range(1, 9))
 """Colours of runs, in order. Black and yellow come last: one is the ink's, the other is faint on paper."""
@@ -77,6 +82,20 @@ PAGE_CONFIG: dict[str, Any] = {
     "rule": {"stroke": "var(--soft)"},
 }
 """Vega-Lite's ``config`` of every chart of a page."""
+
+
+def chart_of_runs(title: str, height: int, rows: Sequence[Spec], layers: Sequence[Spec]) -> Spec:
+    """A chart as wide as its place, whose ``rows`` each name a ``run``; the page's legend can hide runs."""
+    return {
+        "$schema": SCHEMA,
+        "title": title,
+        "width": "container",
+        "height": height,
+        "data": {"values": rows},
+        "params": [{"name": "hidden", "value": []}],
+        "transform": [{"filter": "indexof(hidden, datum.run) < 0"}],
+        "layer": layers,
+    }
 
 
 def on_paper(value: Any) -> Any:

@@ -126,12 +126,13 @@ def frontier(experiment: Experiment, labels: dict[str, str], title: str) -> Spec
         "field": "kl",
         "type": "quantitative",
         "title": "sequential KL(reference ‖ policy) of own samples, nats (square-root scale)",
-        "scale": {"type": "sqrt", "zero": True, "nice": False},
-        "axis": {"values": [0, 0.1, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 40, 60, 80], "format": "~g"},
+        # An interval may reach below 0, where no KL is.
+        "scale": {"type": "sqrt", "domainMin": 0, "nice": False},
+        "axis": {"values": [0, 0.1, 0.5, 1, 2, 3, 5, 10, 20, 40, 80], "format": ".3~r"},
     }
     y = {"field": "gain", "type": "quantitative", "title": "reward gained over the reference"}
     scales = _scales(labels)
-    colour, across = scales["color"], {"type": "rule", "strokeWidth": 1.2}
+    colour, across = scales["color"], {"type": "rule", "strokeWidth": 1.2, "clip": True}
     line = {"type": "line", "opacity": 0.6, "strokeWidth": 1.5}
     return {
         "title": title,
@@ -206,7 +207,12 @@ def curves(experiment: Experiment, labels: dict[str, str]) -> Spec:
     }
     dash = {"field": "side", "type": "nominal", "scale": {"domain": list(_SIDES), "range": [[1, 0], [5, 3]]}}
     x = {"field": "step", "type": "quantitative", "title": "optimiser step"}
-    y = {"field": "kl", "type": "quantitative", "title": "sequential KL, nats"}
+    y = {
+        "field": "kl",
+        "type": "quantitative",
+        "title": "sequential KL, nats",
+        "scale": {"domainMin": 0},
+    }
     return {
         "title": f"KL(reference ‖ policy) on held-out pairs while training, β = {CURVE_BETA:g} "
         "(95 % bands over seeds; each panel has its own scale)",
@@ -225,7 +231,7 @@ def curves(experiment: Experiment, labels: dict[str, str]) -> Spec:
             "height": 160,
             "layer": [
                 _layer(
-                    {"type": "area", "opacity": 0.16},
+                    {"type": "area", "opacity": 0.16, "clip": True},
                     x=x,
                     y={**y, "field": "kl_low"},
                     y2={"field": "kl_high"},
@@ -250,7 +256,7 @@ def tracking(experiment: Experiment) -> Spec:
         "type": "quantitative",
         "scale": {"type": "log", "nice": False},
         "title": "exact sequential KL on held-out pairs, nats (log scale)",
-        "axis": {"format": "~g", "tickCount": 6},
+        "axis": {"format": ".3~r", "tickCount": 6},
     }
     y = {"field": "ratio", "type": "quantitative", "scale": {"zero": False}, "title": "estimate / exact"}
     colour = {

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -140,11 +141,24 @@ class World:
             store.mkdir("bucket")
         self.during.enter_context(environment({**variables, **changes}))
 
+    def without(self, module):
+        """A module that is not installed while the case runs."""
+        before = sys.modules.get(module)
+        sys.modules[module] = None
+        self.during.callback(_set_module, module, before)
+
     def env(self, **values):
         """Environment variables while the case runs; None removes one."""
         before = {name: os.environ.get(name) for name in values}
         self.during.callback(_set_env, before)
         _set_env(values)
+
+
+def _set_module(name, before):
+    if before is None:
+        sys.modules.pop(name, None)
+    else:
+        sys.modules[name] = before
 
 
 def _set_env(values):

@@ -3,8 +3,6 @@
 The hub is told to be out of reach.
 """
 
-import sys
-
 from .case import Case
 
 FIT = "tdpo fit --plugin dpo --output runs/mine --max-steps 1"
@@ -64,16 +62,7 @@ def spoilt_card(world):
 
 
 def no_charts(world):
-    before = sys.modules.get("vl_convert")
-    sys.modules["vl_convert"] = None
-    world.during.callback(back, before)
-
-
-def back(before):
-    if before is None:
-        sys.modules.pop("vl_convert", None)
-    else:
-        sys.modules["vl_convert"] = before
+    world.without("vl_convert")
 
 
 def taken(world):

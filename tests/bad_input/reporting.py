@@ -3,8 +3,6 @@
 A metrics file that is cut short is read as far as it goes: the page and stderr name the cut.
 """
 
-import sys
-
 from report_runs import make_run
 
 from .case import Case
@@ -29,16 +27,7 @@ def no_whole_line(world):
 
 def no_charts(world):
     a_run(world)
-    before = sys.modules.get("vl_convert")
-    sys.modules["vl_convert"] = None
-    world.during.callback(back, before)
-
-
-def back(before):
-    if before is None:
-        sys.modules.pop("vl_convert", None)
-    else:
-        sys.modules["vl_convert"] = before
+    world.without("vl_convert")
 
 
 def a_file_in_the_way(world):
