@@ -13,6 +13,7 @@ import site
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from doc_blocks import blocks_of
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plugins" / "tutorial.md"
 BLOCKS = blocks_of(PAGE)
+_STANDARD = {os.path.abspath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")}
+_STANDARD |= {os.path.join(place, "lib-dynload") for place in _STANDARD}
 # Commands of this environment; what the page installs itself comes with its own.
 COMMANDS = {"tdpo": "tdpo", "pip": "pip", "pytest": "pytest"}
 
@@ -30,11 +33,14 @@ def make_environment(folder):
     """A virtual environment that sees this one's packages: the folder of its commands."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    seen = [
-        place for place in [*site.getsitepackages(), *map(os.path.abspath, sys.path)] if Path(place).is_dir()
+    seen = dict.fromkeys(map(os.path.abspath, [*site.getsitepackages(), *sys.path]))
+    # The standard library is there by itself; what is added here, pip takes away where it builds.
+    without = {str(Path(__file__).parent), *_STANDARD}
+    lines = [
+        f"import site; site.addsitedir({place!r})"
+        for place in seen
+        if Path(place).is_dir() and place not in without
     ]
-    tests = str(Path(__file__).parent)
-    lines = [f"import site; site.addsitedir({place!r})" for place in dict.fromkeys(seen) if place != tests]
     (packages / "this_environment.pth").write_text("\n".join(lines))
     for name, module in COMMANDS.items():
         script = folder / "bin" / name

@@ -122,7 +122,7 @@ CASES = (
     ),
     Case("a run whose plugin is not installed any more", MINE, "my-own", other_plugin),
     Case(
-        "a cache without what the objective needs",
+        "an evaluation on a cache without what the objective needs",
         MINE,
         "plain holds no sample of the reference's distributions, which --plugin tdpo2 needs",
         no_sample,

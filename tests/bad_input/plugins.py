@@ -28,8 +28,6 @@ def plugin(source, name="tdpo-extra"):
             plugin_manager.cache_clear()
 
         world.during.callback(leave)
-        world.during.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
-        sys.dont_write_bytecode = True
 
     return prepare
 

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import sys
 import tempfile
 import traceback
 from contextlib import ExitStack
@@ -58,6 +59,9 @@ def prepared(case: Case, materials: Materials):
     with tempfile.TemporaryDirectory(prefix="tdpo-bad-input-") as folder, ExitStack() as during:
         path = Path(folder).resolve()
         during.enter_context(contextlib.chdir(path))
+        # A case may import a module of its folder, in which nothing is to change.
+        during.callback(setattr, sys, "dont_write_bytecode", sys.dont_write_bytecode)
+        sys.dont_write_bytecode = True
         case.prepare(World(path, materials, during))
         yield path
 
