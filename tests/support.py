@@ -75,6 +75,27 @@ def make_model(vocab_size, seed=0, **options):
         return LlamaForCausalLM(config).eval()
 
 
+def make_judge(folder, *, template=None, positions=64, outputs=1, pad=True):
+    """A tiny reward model with its tokenizer, saved: the same one every time."""
+    import torch
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    if not pad:
+        tokenizer.pad_token = None
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=2, num_labels=outputs, pad_token_id=tokenizer.pad_token_id,
+        max_position_embeddings=positions, initializer_range=0.5,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 def run_tdpo(*args, cwd=None, env=None, check=True, timeout=300):
     """The command line in a process of its own; one thread, so that runs repeat to the last digit."""
     result = subprocess.run(

@@ -15,7 +15,7 @@ import torch
 import yaml
 from bad_input.provoke import run_command
 from doc_blocks import blocks_of
-from support import make_model, make_tokenizer
+from support import make_judge, make_model, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 import tdpo
@@ -365,7 +365,7 @@ def test_every_command_of_the_page_runs(reference, pairs, tmp_path, monkeypatch)
     """In a folder that holds what they speak of."""
     monkeypatch.chdir(tmp_path)
     Path("model").symlink_to(reference)
-    make_judge("judge")
+    make_judge("judge", positions=2048)
     Path("rewards.py").write_text("def sentiment(prompts, completions):\n    return map(len, completions)\n")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     Path("topics.csv").write_text("row,topic\n" + "".join(f"{at},{'ab'[at % 2]}\n" for at in range(8)))
@@ -382,19 +382,6 @@ def test_every_command_of_the_page_runs(reference, pairs, tmp_path, monkeypatch)
         assert run_command(command.partition("  #")[0]).code in (0, 1), command
     for query in (block.text for block in blocks if block.language == "sql"):
         assert duckdb.sql(query).fetchall()
-
-
-def make_judge(folder):
-    """A reward model: one number a text."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def test_the_page_names_every_figure_and_column(runs):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from doc_blocks import blocks_of
-from support import make_tokenizer
+from support import make_judge, make_tokenizer
 
 import tdpo
 from tdpo.core.cli import tdpo as tdpo_command
@@ -118,20 +118,6 @@ def write_embedder(folder):
     tokenizer.save_pretrained(folder)
 
 
-def write_judge(folder):
-    """A reward model with a chat template of its own."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id, initializer_range=1.0,
-    )  # fmt: skip
-    LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.slow
 def test_the_page_of_recipes_runs(reference, cache, tmp_path, monkeypatch):
     """Every command of docs/recipes.md, one after another, in a folder as it says; runs of two steps."""
@@ -142,7 +128,9 @@ def test_the_page_of_recipes_runs(reference, cache, tmp_path, monkeypatch):
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}: {% endfor %}"
     tokenizer.save_pretrained(tmp_path / "chat-model")
     write_embedder(tmp_path / "sentence-transformers" / "all-MiniLM-L6-v2")
-    write_judge(tmp_path / "judge")
+    # A reward model with a chat template of its own, and room for a conversation.
+    template = "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    make_judge(tmp_path / "judge", template=template, positions=2048)
     (tmp_path / "tdpo.yaml").write_text("fit: {max_steps: 2}\n")
     prompts = [f"the film was {word}" for word in ("good", "bad", "dull")]
     chats = [[{"role": "user", "content": prompt}] for prompt in prompts]

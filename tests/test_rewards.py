@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from support import make_tokenizer
+from support import make_judge, make_tokenizer
 
 import tdpo
 from tdpo.core.sampling.rewards import open_reward
@@ -15,26 +15,6 @@ TEMPLATE = (
     "[{{ m.role }}] {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the film"}]
-
-
-def judge(folder, *, template=None, positions=64, pad=True):
-    """A tiny reward model and its tokenizer, saved."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = template
-    if not pad:
-        tokenizer.pad_token = None
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_labels=1, pad_token_id=tokenizer.pad_token_id,
-        max_position_embeddings=positions, initializer_range=0.5,
-    )  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def score_of(folder, text, **options):
@@ -48,7 +28,7 @@ def score_of(folder, text, **options):
 
 
 def test_a_conversation_is_scored_as_the_models_own_template_renders_it(tmp_path):
-    folder = judge(tmp_path / "judge", template=TEMPLATE)
+    folder = make_judge(tmp_path / "judge", template=TEMPLATE)
     reward = open_reward(None, str(folder))
     answers = ["good", "a very bad story"]
     # What the policy's template makes of the prompt is not what this model is to read.
@@ -59,7 +39,7 @@ def test_a_conversation_is_scored_as_the_models_own_template_renders_it(tmp_path
 
 
 def test_texts_and_models_without_a_template_are_scored_as_text(tmp_path):
-    plain, chat = judge(tmp_path / "plain"), judge(tmp_path / "chat", template=TEMPLATE)
+    plain, chat = make_judge(tmp_path / "plain"), make_judge(tmp_path / "chat", template=TEMPLATE)
     want = score_of(plain, "the film was good")
     for folder, messages in ((plain, None), (plain, [CHAT]), (chat, None), (chat, [None])):
         found = open_reward(None, str(folder))(["the film"], [" was good"], messages)
@@ -68,21 +48,21 @@ def test_texts_and_models_without_a_template_are_scored_as_text(tmp_path):
 
 @pytest.mark.parametrize("pad", [True, False])
 def test_neither_company_nor_a_padding_token_matters(pad, tmp_path):
-    folder = judge(tmp_path / "judge", pad=pad)
+    folder = make_judge(tmp_path / "judge", pad=pad)
     texts = ["good", "a very bad and dull story", "great film"]
     found = open_reward(None, str(folder))(["the plot is "] * 3, texts)
     assert found == pytest.approx([score_of(folder, "the plot is " + text) for text in texts], abs=1e-5)
 
 
 def test_what_does_not_fit_is_refused_and_not_cut(tmp_path):
-    reward = open_reward(None, str(judge(tmp_path / "judge", positions=8)))
+    reward = open_reward(None, str(make_judge(tmp_path / "judge", positions=8)))
     assert len(reward(["a "], ["good"])) == 1
     with pytest.raises(tdpo.TdpoError, match=r"takes 8 tokens, and a prompt with its completion has \d+"):
         reward(["a ", "a "], ["good", "good " * 12])
 
 
 def test_a_conversation_that_the_template_refuses_is_said_in_a_line(tmp_path):
-    reward = open_reward(None, str(judge(tmp_path / "judge", template=TEMPLATE)))
+    reward = open_reward(None, str(make_judge(tmp_path / "judge", template=TEMPLATE)))
     tools = [*CHAT, {"role": "tool", "content": "42"}]
     with pytest.raises(tdpo.TdpoError, match=r"does not render .*no tools") as caught:
         reward(["x"], ["y"], [tools])
@@ -99,7 +79,7 @@ def test_a_function_is_given_texts_of_conversations_too(tmp_path, monkeypatch):
 
 def test_sampled_conversations_reach_the_reward_model_as_messages(reference, tmp_path):
     """`tdpo data sample` with a policy and a reward model of different templates."""
-    folder = judge(tmp_path / "judge", template=TEMPLATE, positions=128)
+    folder = make_judge(tmp_path / "judge", template=TEMPLATE, positions=128)
     policy = shutil.copytree(reference, tmp_path / "policy")
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:"

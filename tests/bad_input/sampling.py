@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 
+from support import make_judge
+
 from .case import Case
 
 SAMPLE = "tdpo data sample --model model --prompts prompts.jsonl --out drawn.jsonl --max-tokens 4"
@@ -36,19 +38,8 @@ def judge(positions=64, outputs=1, template=None, rows=()):
     """A reward model ``judge``, beside prompts."""
 
     def prepare(world):
-        from support import make_tokenizer
-        from transformers import LlamaConfig, LlamaForSequenceClassification
-
         prompts(*rows)(world)
-        tokenizer = make_tokenizer()
-        tokenizer.chat_template = template
-        config = LlamaConfig(
-            vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-            num_attention_heads=2, num_labels=outputs, max_position_embeddings=positions,
-            pad_token_id=tokenizer.pad_token_id,
-        )  # fmt: skip
-        LlamaForSequenceClassification(config).save_pretrained(world.folder / "judge")
-        tokenizer.save_pretrained(world.folder / "judge")
+        make_judge(world.folder / "judge", template=template, positions=positions, outputs=outputs)
 
     return prepare
 
